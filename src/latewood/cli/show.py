@@ -1,0 +1,102 @@
+"""What the commands print for people (with rich), and for scripts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from latewood.core.record import SUMMARY, Record
+from latewood.core.registry import Entry
+from latewood.papers.ledger import Paper, Result
+
+Results = Sequence[tuple[Paper, Sequence[Result]]]
+
+
+def show_record(record: Record) -> None:
+    """The score matrix of one run, and what is read off it."""
+    table = Table(title=f"{record.config.get('method', 'run')}: {record.main}", title_justify="left")
+    table.add_column("after", justify="right")
+    for probe in record.probes:
+        table.add_column(escape(probe.name), justify="right")
+    table.add_column("seconds", justify="right")
+    for row, scores in zip(record.rows, record.matrix(), strict=True):
+        cells = ("" if math.isnan(score) else f"{score:.3f}" for score in scores)
+        table.add_row(str(row.index), *cells, f"{row.cost.seconds:.2f}")
+    console = Console()
+    console.print(table)
+    values = {name.replace("_", " "): getattr(record, name) for name in SUMMARY}
+    console.print("  ".join(f"{name} [bold]{value:.3f}[/]" for name, value in values.items() if not math.isnan(value)))
+
+
+def show_entries(entries: Sequence[Entry]) -> None:
+    """Names by wing with a line on each."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "wing", ""):
+        table.add_column(column)
+    for entry in entries:
+        table.add_row(f"[bold]{escape(entry.name)}[/]", entry.wing, escape(entry.summary))
+    Console().print(table)
+
+
+def show_papers(papers: Sequence[Paper]) -> None:
+    """All papers, the built ones marked."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("no.", "name", "built", "kind", "title"):
+        table.add_column(column, justify="right" if column == "no." else "left", no_wrap=column in ("name", "built"))
+    for paper in papers:
+        mark = "[green]yes[/]" if paper.built else "[dim]not yet[/]"
+        table.add_row(str(paper.number), paper.name, mark, paper.kind, escape(paper.title))
+    Console().print(table)
+    Console().print(f"{sum(paper.built for paper in papers)} of {len(papers)} built.")
+
+
+def show_results(paper: Paper, results: Sequence[Result]) -> None:
+    """Each claim of one paper with its verdict and numbers."""
+    console = Console()
+    console.print(f"[bold]{paper.number} {escape(paper.title)}[/]")
+    for result in results:
+        if result.verdict is None:
+            console.print(f"  [yellow]skipped[/]  {result.claim.name}: {escape(result.reason)}")
+            continue
+        word = "[green]holds[/]" if result.verdict.holds else "[red]does not hold[/]"
+        console.print(f"  {word}  [bold]{result.claim.name}[/]: {escape(result.claim.statement)} ({result.seconds:.0f} s)")
+        console.print(f"      {escape(result.verdict.sentence)}")
+        console.print("      " + ", ".join(f"{name} {_number(value)}" for name, value in result.verdict.numbers.items()))
+
+
+def results_json(results: Results) -> list[dict[str, Any]]:
+    """The results as plain dictionaries, one for each claim."""
+    return [
+        {
+            "paper": paper.name,
+            "number": paper.number,
+            "claim": result.claim.name,
+            "statement": result.claim.statement,
+            "holds": None if result.verdict is None else result.verdict.holds,
+            "numbers": {} if result.verdict is None else dict(result.verdict.numbers),
+            "sentence": result.reason if result.verdict is None else result.verdict.sentence,
+            "seconds": result.seconds,
+        }
+        for paper, found in results
+        for result in found
+    ]
+
+
+def markdown_table(results: Results) -> str:
+    """The results as the documentation shows them."""
+    lines = ["| paper | claim | verdict | measured |", "|---|---|---|---|"]
+    for row in results_json(results):
+        verdict = {True: "holds", False: "**does not hold**", None: "skipped"}[row["holds"]]
+        numbers = ", ".join(f"{name} {_number(value)}" for name, value in row["numbers"].items())
+        claim = f"{row['claim']}: {row['statement']}"
+        lines.append(f"| {row['number']} {row['paper']} | {claim} | {verdict} | {row['sentence']} {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"

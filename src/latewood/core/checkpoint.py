@@ -1,0 +1,116 @@
+"""A learner's state on disk: safetensors and JSON, a checksum for each file, written aside and renamed. Never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latewood.core.errors import CheckpointError
+from latewood.core.files import sweep_temporaries, write_folder_atomically
+
+_TENSORS, _INFO, _MANIFEST = "state.safetensors", "info.json", "manifest.json"
+
+
+def save(folder: Path, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    """Write a checkpoint as the new folder ``folder``: after a crash it is there whole or not at all.
+
+    Errors: :class:`~latewood.core.errors.StorageError` if it can't be written, a full disk for instance.
+    """
+
+    def fill(temporary: Path) -> None:
+        save_file(_untied(state), temporary / _TENSORS)
+        (temporary / _INFO).write_text(json.dumps(info))
+        sums = {name: _checksum(temporary / name) for name in (_TENSORS, _INFO)}
+        (temporary / _MANIFEST).write_text(json.dumps({"format": 1, "blake2b": sums}))
+
+    write_folder_atomically(folder, fill)
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint, on the CPU. Errors: :class:`CheckpointError` if a file is missing or not what was written."""
+    try:
+        sums = json.loads((folder / _MANIFEST).read_text())["blake2b"]
+        for name, expected in sums.items():
+            if _checksum(folder / name) != expected:
+                raise CheckpointError(f"{folder / name} is damaged: its checksum is not the one that was written.")
+        return load_file(folder / _TENSORS), json.loads((folder / _INFO).read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"The checkpoint {folder} is incomplete or damaged ({error}).") from error
+
+
+class Checkpoints:
+    """The numbered checkpoints of one run in one folder; the newest two are kept, so that one damaged loses little.
+
+    >>> import tempfile
+    >>> shelf = Checkpoints(Path(tempfile.mkdtemp()))
+    >>> shelf.add(0, {"weight": torch.ones(2)}, {"note": "first"})
+    >>> number, state, info = shelf.newest()
+    >>> number, state["weight"].tolist(), info["note"]
+    (0, [1.0, 1.0], 'first')
+    """
+
+    keep = 2
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, number: int, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        """Save checkpoint ``number``, then remove what is older than the newest :attr:`keep`."""
+        target = self.folder / f"{number:06d}"
+        if target.exists():  # damaged, or it would have been resumed from
+            shutil.rmtree(target)
+        save(target, state, info)
+        for old in self._numbered()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def newest(self, tell: Callable[[str], None] = print) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that is whole, or ``None``. ``tell`` receives a sentence for each that is not."""
+        sweep_temporaries(self.folder)
+        for folder in self._numbered():
+            try:
+                return int(folder.name), *load(folder)
+            except CheckpointError as error:
+                tell(f"{error} The one before it is used.")
+        return None
+
+    def _numbered(self) -> list[Path]:
+        """Newest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+
+
+def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors of which no two share memory, as safetensors demands; loading writes both ends of a tie."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+        result[name] = tensor.clone() if pointer in seen or not whole else tensor
+        seen.add(pointer)
+    return result
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """``module.state_dict()``, which must hold nothing but tensors."""
+    state = module.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{type(module).__name__} keeps {name!r} as a {type(value).__name__}; state must be tensors.")
+    return state

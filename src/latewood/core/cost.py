@@ -1,0 +1,180 @@
+"""What learning costs: seconds, FLOPs, peak memory, parameters, and the bytes kept between experiences."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one experience.
+
+    ``seconds`` of learning and ``probe_seconds`` of scoring, both by the wall clock; ``flops`` of learning, two for each
+    multiply-add, as if no embedding had been cached; ``peak_memory`` in bytes (of the device on CUDA, else of the process);
+    ``parameters``, trainable or not; ``state`` bytes that the learner keeps, by the attribute that keeps them;
+    ``kept_bytes``, those of them that are not the deployed model: exemplars, statistics, old models.
+    """
+
+    seconds: float = 0.0
+    probe_seconds: float = 0.0
+    flops: int = 0
+    peak_memory: int = 0
+    parameters: int = 0
+    kept_bytes: int = 0
+    state: Mapping[str, int] = field(default_factory=dict)
+
+    #: The fields that are the same in every run of one configuration; the others are measured and vary.
+    REPEATABLE = ("flops", "parameters", "kept_bytes", "state")
+
+
+class Meter:
+    """Counts FLOPs and time while it is current; :func:`current_meter` finds it, so that no signature has to carry it."""
+
+    def __init__(self) -> None:
+        self.flops = 0
+        self.seconds = 0.0
+        self._counters: list[FlopCounterMode] = []
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count every operation in the block. It slows each operation by some microseconds: for blocks of few large ones."""
+        with FlopCounterMode(display=False) as counter:
+            self._counters.append(counter)
+            try:
+                yield
+            finally:
+                self._counters.pop()
+        self.flops += counter.get_total_flops()
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave the block out of every count around it; what it is worth is charged with :meth:`charge`."""
+        before = [counter.get_total_flops() for counter in self._counters]
+        try:
+            yield
+        finally:
+            # The counters go on counting inside, so what they saw is taken off again.
+            self.flops -= sum(c.get_total_flops() - b for c, b in zip(self._counters, before, strict=True))
+
+    def charge(self, flops: int) -> None:
+        """Add FLOPs that were measured elsewhere."""
+        self.flops += flops
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Add the seconds of the block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+class _NullMeter(Meter):
+    """Measures nothing: what is current outside of a run, so that learning by hand pays nothing."""
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        yield
+
+
+_current: ContextVar[Meter | None] = ContextVar("latewood_meter", default=None)
+
+
+def current_meter() -> Meter:
+    """The meter of the run around this call; one that measures nothing if there is none."""
+    return _current.get() or _NullMeter()
+
+
+@contextmanager
+def metered() -> Iterator[Meter]:
+    """Make a new meter current inside the block."""
+    meter = Meter()
+    token = _current.set(meter)
+    try:
+        yield meter
+    finally:
+        _current.reset(token)
+
+
+class StepCounter:
+    """FLOPs of a long row of steps, of which only a few are measured: the 1st, 2nd, 8th, 64th, 512th … of each batch shape.
+
+    The steps between count as the last measured one. Powers of eight, and not only the first step, because what a step
+    costs can change while a memory fills.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._seen: dict[object, int] = {}
+        self._flops: dict[object, int] = {}
+        self._active = not isinstance(meter, _NullMeter)
+
+    @contextmanager
+    def step(self, shape: object) -> Iterator[bool]:
+        """Account for one step on a batch of this shape; yields whether it is being measured."""
+        if not self._active:
+            yield False
+            return
+        seen = self._seen[shape] = self._seen.get(shape, 0) + 1
+        if seen == 2 or (seen & (seen - 1) == 0 and (seen.bit_length() - 1) % 3 == 0):
+            before = self._meter.flops
+            with self._meter.counting():
+                yield True
+            self._flops[shape] = self._meter.flops - before
+        else:
+            yield False
+            self._meter.charge(self._flops[shape])
+
+
+class PeakMemory:
+    """The largest memory in use since :meth:`reset`, in bytes: of the CUDA device, else resident memory of the process.
+
+    Where the system can't reset the process's mark (anything but Linux) it is the peak since the process began.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        try:
+            status = Path("/proc/self/status").read_text()
+            return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        except (OSError, IndexError):
+            unit = 1 if sys.platform == "darwin" else 1024
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def state_bytes(module: nn.Module) -> dict[str, int]:
+    """Bytes of everything in ``module.state_dict()``, by the attribute of ``module`` that it belongs to."""
+    sizes: dict[str, int] = {}
+    for name, value in module.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            owner = name.split(".")[0]
+            sizes[owner] = sizes.get(owner, 0) + value.numel() * value.element_size()
+    return sizes

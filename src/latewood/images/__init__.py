@@ -1,0 +1,1 @@
+"""A wing: classification of images."""

@@ -1,0 +1,23 @@
+"""Backbones for images: each maps the column ``image`` to features, with the preprocessing that belongs to it."""
+
+from latewood.core.data import Data
+from latewood.core.learner import Learner
+from latewood.images.nets.hub import hub
+from latewood.images.nets.mlp import mlp
+from latewood.images.nets.pixels import pixels
+from latewood.images.nets.resnet18 import resnet18
+from latewood.images.nets.resnet32 import resnet32
+from latewood.parts.closed_form import ClosedFormClassifier
+
+__all__ = ["default_backbone", "hub", "mlp", "pixels", "resnet18", "resnet32"]
+
+
+def default_backbone(learner: type[Learner], example: Data) -> str:
+    """The net for a learner that is not told which: one that suits the size of the images, from random weights.
+
+    A learner on a frozen backbone gets the pixels themselves, since random weights would be no better.
+    """
+    if issubclass(learner, ClosedFormClassifier):
+        return "pixels"
+    side = max(example.tensor("image").shape[-2:])
+    return "mlp" if side <= 16 else "resnet32" if side <= 48 else "resnet18"

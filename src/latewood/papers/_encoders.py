@@ -1,0 +1,92 @@
+"""Encoders for claim checks: a small net trained on base classes, frozen, met by a stream of classes that it never saw."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from latewood.core import checkpoint
+from latewood.core.errors import CheckpointError
+from latewood.core.files import cache_folder
+from latewood.core.loop import Recipe
+from latewood.core.seeding import seeded
+from latewood.core.stream import Experience
+from latewood.images.datasets import ImageData, load_images
+from latewood.images.learners.finetune import Finetune
+from latewood.images.nets.resnet32 import resnet32
+from latewood.parts.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set cut in two: base classes for the encoder, the others for streams."""
+
+    dataset: str
+    base: int
+    epochs: int
+    size: int | None = None
+    augment: str = "crop"
+
+    def base_images(self) -> ImageData:
+        """The first ``base`` classes of a fixed permutation."""
+        return self._part(slice(None, self.base))
+
+    def unseen_images(self) -> ImageData:
+        """The classes that the encoder never saw, numbered from 0."""
+        return self._part(slice(self.base, None))
+
+    def _part(self, part: slice) -> ImageData:
+        images = load_images(self.dataset, size=self.size)
+        order = torch.randperm(len(images.classes), generator=torch.Generator().manual_seed(0))
+        return images.subset(sorted(order[part].tolist()))
+
+
+#: Characters of 8 alphabets: an encoder trained on 142 of them, 100 unseen ones with 15 training drawings each.
+OMNIGLOT = Setting("omniglot-small", base=142, epochs=30, size=32)
+#: Objects: an encoder trained on 100 classes of Tiny ImageNet at 32x32, the other 100 unseen, 300 images each.
+TINY_IMAGENET = Setting("tiny-imagenet-32", base=100, epochs=6, augment="crop-flip")
+
+
+def untrained(setting: Setting, seed: int) -> Backbone:
+    """The encoder's architecture with random weights."""
+    with seeded(seed, "encoder"):
+        return resnet32(setting.unseen_images().train[:1], augment=setting.augment)
+
+
+def trained(setting: Setting) -> Backbone:
+    """The encoder trained on the base classes by cross-entropy (bfloat16, SGD, cosine); minutes the first time, then kept.
+
+    Its weights lie in ``LATEWOOD_CACHE`` under a name made of the setting, so that all checks share one training.
+    """
+    backbone = untrained(setting, seed=0)
+    base = setting.base_images()
+    facts = (setting, base.train.fingerprint(), torch.__version__)
+    name = hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()
+    folder = cache_folder("encoders")
+    if folder:
+        try:
+            backbone.load_state_dict(checkpoint.load(folder / name)[0])
+            return backbone.eval()
+        except CheckpointError:
+            pass  # not trained yet
+    recipe = Recipe(
+        epochs=setting.epochs,
+        batch_size=64,
+        lr=0.1,
+        weight_decay=5e-4,
+        schedule="cosine",
+        warmup=0.05,
+        precision="bfloat16",
+    )
+    Finetune(backbone, recipe=recipe).learn(Experience(0, base.train, tuple(range(setting.base))))
+    if folder and not (folder / name).exists():
+        checkpoint.save(folder / name, checkpoint.tensors_of(backbone), {"setting": repr(setting)})
+    return backbone.eval()
+
+
+def percent(values: Sequence[float]) -> float:
+    """The mean of accuracies, in percent."""
+    return 100 * sum(values) / len(values)

@@ -1,0 +1,78 @@
+"""From names and settings to a stream and a learner on it: what the command line and the studies are made with."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latewood.core import configure, registry
+from latewood.core.errors import ConfigurationError
+from latewood.core.learner import Learner
+from latewood.core.seeding import seeded
+from latewood.core.stream import Stream
+
+
+def make_stream(name: str, settings: Mapping[str, Any] | None = None, seed: int = 0) -> Stream:
+    """The stream called ``<scenario>-<data set>``, such as ``split-digits``.
+
+    ``seed`` is used where the builder has one and the settings don't name it. Errors:
+    :class:`~latewood.core.errors.ConfigurationError` for an unknown scenario or setting.
+
+    >>> make_stream("split-digits", {"steps": "2"}).name
+    'split-digits'
+    """
+    entry, dataset = stream_entry(name)
+    builder, settings = entry.load(), dict(settings or {})
+    if "seed" in configure.parameters_of(builder):
+        settings.setdefault("seed", seed)
+    stream = configure.build(builder, settings, "stream", dataset=dataset)
+    if not isinstance(stream, Stream):
+        raise ConfigurationError(f"The stream builder {entry.name!r} made a {type(stream).__name__} and not a Stream.")
+    return stream
+
+
+def stream_entry(name: str) -> tuple[registry.Entry, str]:
+    """The builder and the data set that a stream's name stands for."""
+    fitting = [e for e in registry.entries("streams") if name.startswith((f"{e.name}-", f"{e.name}:"))]
+    if not fitting:
+        scenarios = [entry.name for entry in registry.entries("streams")]
+        hint = registry.nearest(name.split("-", maxsplit=1)[0], scenarios)
+        raise ConfigurationError(f"There is no stream {name!r}; a name is <scenario>-<data set>, such as split-digits{hint}.")
+    entry = max(fitting, key=lambda e: len(e.name))
+    return entry, name[len(entry.name) + 1 :]
+
+
+def make_learner(method: str, stream: Stream, settings: Mapping[str, Any] | None = None, seed: int = 0) -> Learner:
+    """The learner called ``method`` for the wing of ``stream``, with the initial weights that ``seed`` gives.
+
+    ``settings["backbone"]`` names a net of the wing, or one on a hub or in a folder, alone or with settings of its own
+    (``{"name": "mlp", "width": 64}``; ``"frozen": True`` keeps it as it is while a head is trained); without it the wing
+    chooses one that suits the method and the data.
+
+    >>> type(make_learner("nmc", make_stream("split-digits"))).__name__
+    'NMC'
+    """
+    target = registry.find("learners", method, stream.wing).load()
+    settings = dict(settings or {})
+    given: dict[str, Any] = {}
+    with seeded(seed, "initial weights"):
+        if "backbone" in configure.parameters_of(target):
+            given["backbone"] = make_backbone(settings.pop("backbone", {}), target, stream)
+        learner = configure.build(target, settings, method, **given)
+    assert isinstance(learner, Learner)
+    return learner
+
+
+def make_backbone(wanted: str | Mapping[str, Any], learner: type[Learner], stream: Stream) -> Any:
+    """The backbone that settings ask for, made for the stream's data."""
+    settings = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
+    frozen = configure.validate(settings.pop("frozen", False), bool, "backbone.frozen")
+    nets = importlib.import_module(f"latewood.{stream.wing}.nets")
+    name = settings.pop("name", None) or nets.default_backbone(learner, stream.example)
+    if "/" in name or Path(name).is_dir():  # on a hub, or a folder in a hub's form
+        settings, name = {**settings, "name": name}, "hub"
+    builder = registry.find("nets", name, stream.wing).load()
+    backbone = configure.build(builder, settings, "backbone", example=stream.example)
+    return backbone.freeze() if frozen else backbone
