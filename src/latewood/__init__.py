@@ -14,12 +14,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from latewood.core.data import Data, concat
     from latewood.core.errors import LatewoodError
+    from latewood.core.experience import Experience
     from latewood.core.learner import GradientLearner, Learner
-    from latewood.core.loop import Recipe
     from latewood.core.probe import Probe
+    from latewood.core.recipe import Recipe
     from latewood.core.record import Record
     from latewood.core.run import run
-    from latewood.core.stream import Experience, Stream
+from latewood.core.stream import Stream
 
 # Imported on first use: torch takes seconds to import, and `latewood --help` must not wait for it.
 _HOMES = {
@@ -28,11 +29,11 @@ _HOMES = {
     "LatewoodError": "errors",
     "GradientLearner": "learner",
     "Learner": "learner",
-    "Recipe": "loop",
+    "Recipe": "recipe",
     "Probe": "probe",
     "Record": "record",
     "run": "run",
-    "Experience": "stream",
+    "Experience": "experience",
     "Stream": "stream",
 }
 

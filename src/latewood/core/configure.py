@@ -27,7 +27,7 @@ def build(target: Callable[..., Built], settings: Mapping[str, Any], what: str, 
     Errors: :class:`ConfigurationError` for a name that does not exist (with the nearest that does) or a value that does
     not fit its type.
 
-    >>> from latewood.core.loop import Recipe
+    >>> from latewood.core.recipe import Recipe
     >>> def learner(memory: int = 10, recipe: Recipe = Recipe()): return memory, recipe.lr
     >>> build(learner, {"memory": "20", "lr": "0.5"}, "learner")
     (20, 0.5)

@@ -79,7 +79,7 @@ class Data(Mapping[str, Column]):
     @property
     def rows(self) -> Tensor:
         """Where each row lies in :attr:`base`, shape ``(len(data),)``."""
-        return torch.arange(self._rows.start, self._rows.stop) if isinstance(self._rows, range) else self._rows
+        return torch.arange(*_bounds(self._rows)) if isinstance(self._rows, range) else self._rows
 
     @property
     def base(self) -> Data:
@@ -202,6 +202,10 @@ def _take(column: Column, rows: Rows) -> Column:
     if isinstance(column, Tensor):
         return column[rows.to(column.device)]
     return [column[i] for i in rows.tolist()]
+
+
+def _bounds(rows: range) -> tuple[int, int, int]:
+    return rows.start, rows.stop, rows.step
 
 
 def _select(rows: Rows, key: Any) -> Rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from latewood.core.cost import current_meter
 from latewood.core.data import Data
-from latewood.core.loop import Recipe, fit
+from latewood.core.experience import Experience
+from latewood.core.loop import fit
+from latewood.core.recipe import Recipe
 from latewood.core.seeding import seeded
-from latewood.core.stream import Experience
 
 
 class Learner(nn.Module, ABC):
@@ -74,11 +75,12 @@ class Learner(nn.Module, ABC):
 class GradientLearner(Learner):
     """A learner that trains by gradient: a subclass says what the loss is, the core runs the one loop.
 
-    The hooks are called only where a subclass defines them: ``prepare`` before training on an arrival, ``after_batch``
-    after each step, ``conclude`` when the arrival is learned.
+    The hooks: ``prepare`` before training on an arrival, ``conclude`` when it is learned, and ``after_batch``, a method
+    that takes the batch, after each step; there is none unless a subclass defines it, so who needs none pays nothing.
     """
 
     counts_flops: ClassVar[bool] = True
+    after_batch: Callable[[Data], None] | None = None
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -99,9 +101,6 @@ class GradientLearner(Learner):
 
     def conclude(self, experience: Experience) -> None:
         """What must happen once the arrival is learned, such as choosing exemplars."""
-
-    def after_batch(self, batch: Data) -> None:
-        """What must happen after each step. Costs nothing where a subclass does not define it."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser trains: groups as torch's optimisers take them."""

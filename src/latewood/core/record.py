@@ -85,7 +85,9 @@ class Record:
     def matrix(self, metric: str | None = None, unseen: bool = False) -> Matrix:
         """``a[k, j]``, shape ``(experiences, probes)``; NaN where probe ``j`` is not yet seen, unless ``unseen`` is set."""
         metric = self._known(metric)
-        full = np.array([[math.nan if v is None else v for v in row.scores.get(metric, ())] for row in self.rows], dtype=np.float64)
+        full = np.array(
+            [[math.nan if v is None else v for v in row.scores.get(metric, ())] for row in self.rows], dtype=np.float64
+        )
         full = full.reshape(len(self.rows), len(self.probes))
         return full if unseen else np.where(self._seen(), full, math.nan)
 

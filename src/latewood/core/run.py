@@ -16,6 +16,7 @@ import torch
 from latewood.core.checkpoint import Checkpoints, tensors_of
 from latewood.core.cost import Cost, PeakMemory, metered, state_bytes
 from latewood.core.errors import CheckpointError, ConfigurationError
+from latewood.core.experience import Experience
 from latewood.core.files import sweep_temporaries, write_atomically
 from latewood.core.learner import Learner
 from latewood.core.loop import resolve_device
@@ -23,7 +24,7 @@ from latewood.core.probe import Probe
 from latewood.core.progress import Progress, default_progress, showing
 from latewood.core.record import ProbeInfo, Record, Row
 from latewood.core.seeding import derive_seed, deterministic
-from latewood.core.stream import Experience, Stream
+from latewood.core.stream import Stream
 
 
 def run(

@@ -8,18 +8,16 @@ import json
 import platform
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from latewood.core.data import Data
 from latewood.core.files import cache_folder, write_atomically
-from latewood.core.loop import Recipe, accelerated, train_step
 from latewood.core.progress import current_progress
-
-if TYPE_CHECKING:
-    from latewood.core.learner import GradientLearner
+from latewood.core.recipe import Recipe
+from latewood.core.step import Trainable, accelerated, train_step
 
 _FAST = {"precision": "bfloat16", "channels_last": "on", "compile": "on"}
 _SLOW = {"precision": "float32", "channels_last": "off", "compile": "off"}
@@ -28,7 +26,7 @@ _WORTHWHILE = 0.05
 _STEPS = 7
 
 
-def decide(learner: GradientLearner, batch: Data, recipe: Recipe) -> Recipe:
+def decide(learner: Trainable, batch: Data, recipe: Recipe) -> Recipe:
     """``recipe`` with every ``auto`` replaced: on where that is measurably faster for this learner and batch here.
 
     The measurement runs on a copy of the learner, so nothing of it stays. It is made once for a machine, a torch
@@ -53,7 +51,7 @@ def decide(learner: GradientLearner, batch: Data, recipe: Recipe) -> Recipe:
     return replace(recipe, **chosen)
 
 
-def seconds_per_step(learner: GradientLearner, batch: Data, recipe: Recipe) -> float:
+def seconds_per_step(learner: Trainable, batch: Data, recipe: Recipe) -> float:
     """The median time of a training step on this batch, measured on a copy of the learner after a warm-up."""
     trial, device = copy.deepcopy(learner).train(), learner.device
     groups = trial.parameter_groups()
@@ -70,7 +68,7 @@ def seconds_per_step(learner: GradientLearner, batch: Data, recipe: Recipe) -> f
     return sorted(times[3:])[_STEPS // 2]
 
 
-def _key(learner: GradientLearner, batch: Data, recipe: Recipe) -> str:
+def _key(learner: Trainable, batch: Data, recipe: Recipe) -> str:
     shapes = [tuple(p.shape) for p in learner.parameters()]
     rows = {name: tuple(c.shape) if isinstance(c, Tensor) else "list" for name, c in batch.items()}
     device = torch.cuda.get_device_name(learner.device) if learner.device.type == "cuda" else platform.processor()

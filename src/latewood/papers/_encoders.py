@@ -10,10 +10,10 @@ import torch
 
 from latewood.core import checkpoint
 from latewood.core.errors import CheckpointError
+from latewood.core.experience import Experience
 from latewood.core.files import cache_folder
-from latewood.core.loop import Recipe
+from latewood.core.recipe import Recipe
 from latewood.core.seeding import seeded
-from latewood.core.stream import Experience
 from latewood.images.datasets import ImageData, load_images
 from latewood.images.learners.finetune import Finetune
 from latewood.images.nets.resnet32 import resnet32

@@ -116,7 +116,7 @@ def _softmax_head(learner: GACIL, images: ImageData, sort: bool) -> float:
 
 def _generalized(dataset: str) -> Verdict:
     """On Si-Blurry streams: G-ACIL, SLDA, a linear head with replay."""
-    from latewood.core.loop import Recipe
+    from latewood.core.recipe import Recipe
     from latewood.core.run import run
     from latewood.images.learners.g_acil import GACIL
     from latewood.images.learners.replay import Replay
@@ -152,7 +152,7 @@ def _generalized(dataset: str) -> Verdict:
 
 def _blur() -> Verdict:
     """The final accuracy over all shares of disjoint classes and blurry samples."""
-    from latewood.core.loop import Recipe
+    from latewood.core.recipe import Recipe
     from latewood.core.run import run
     from latewood.images.learners.g_acil import GACIL
     from latewood.images.learners.replay import Replay

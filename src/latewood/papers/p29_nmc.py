@@ -16,7 +16,7 @@ def _floor(dataset: str) -> Verdict:
     """NMC against training the same encoder on, in 10 arrivals of 10 classes that it never saw."""
     import copy
 
-    from latewood.core.loop import Recipe
+    from latewood.core.recipe import Recipe
     from latewood.core.run import run
     from latewood.images.learners.finetune import Finetune
     from latewood.images.learners.nmc import NMC
@@ -61,8 +61,8 @@ def _domains() -> Verdict:
     from itertools import pairwise
 
     from latewood.core.data import concat
+    from latewood.core.experience import Experience
     from latewood.core.run import run
-    from latewood.core.stream import Experience
     from latewood.images.learners.nmc import NMC
     from latewood.images.nets.pixels import pixels
     from latewood.images.streams.rotated import rotated

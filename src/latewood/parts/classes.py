@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latewood.core.data import Data
 from latewood.core.errors import DataError
-from latewood.core.stream import Experience
+from latewood.core.experience import Experience
 from latewood.parts.growing import Growing
 
 

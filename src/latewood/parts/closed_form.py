@@ -10,8 +10,8 @@ from torch import Tensor
 
 from latewood.core.data import Data
 from latewood.core.errors import DataError
+from latewood.core.experience import Experience
 from latewood.core.learner import Learner
-from latewood.core.stream import Experience
 from latewood.parts.backbone import Backbone
 from latewood.parts.classes import ClassRegistry
 from latewood.parts.embedding import Encoder

@@ -42,6 +42,16 @@ class Teacher(nn.Module, Generic[Module]):
         output: Tensor = self.snapshot(inputs)
         return output
 
+    def distillation(self, inputs: Tensor, logits: Tensor, temperature: float) -> Tensor:
+        """What holds a student's ``logits`` for these inputs to the snapshot's, on the classes that the snapshot knew.
+
+        Zero while there is no snapshot.
+        """
+        if self.snapshot is None:
+            return logits.new_zeros(())
+        old = self(inputs)
+        return distillation_loss(logits[:, : old.shape[1]], old, temperature)
+
     def __bool__(self) -> bool:
         return self.snapshot is not None
 
@@ -49,7 +59,9 @@ class Teacher(nn.Module, Generic[Module]):
         return super().train(False)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        if self.snapshot is None and any(key.startswith(f"{prefix}snapshot.") for key in state_dict):
+        if not any(key.startswith(f"{prefix}snapshot.") for key in state_dict):
+            self.snapshot = None
+        elif self.snapshot is None:
             self.take()
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

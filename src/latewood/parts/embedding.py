@@ -40,8 +40,8 @@ class Encoder(nn.Module):
         # Not registered as a child: its weights belong to no checkpoint, no optimiser and no mode switch.
         object.__setattr__(self, "backbone", backbone.freeze())
         self._fingerprint = ""
-        self._flops_per_row = 0
-        self._blocks: dict[tuple[str, int], Tensor] = {}
+        self._versions: tuple[tuple[int, int], ...] = ((0, 0),)
+        self._blocks: dict[tuple[str, int], tuple[Tensor, int]] = {}
 
     backbone: Backbone
 
@@ -52,13 +52,17 @@ class Encoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the backbone's weights, buffers and settings."""
-        if not self._fingerprint:
-            digest = hashlib.blake2b(repr(sorted(self.backbone.settings.items())).encode(), digest_size=16)
-            for name, value in self.backbone.state_dict().items():
+        """A hash of the backbone's class, settings, weights and buffers (computed again only where one was written to)."""
+        tensors = dict((*self.backbone.named_parameters(), *self.backbone.named_buffers()))
+        versions = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
+        if versions != self._versions:
+            kind = type(self.backbone)
+            facts = (kind.__module__, kind.__qualname__, sorted(self.backbone.settings.items()))
+            digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+            for name, value in tensors.items():
                 digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint, self._versions = digest.hexdigest(), versions
         return self._fingerprint
 
     @torch.no_grad()
@@ -100,13 +104,14 @@ class Encoder(nn.Module):
         folder = cache_folder("embeddings")
         path = folder / key / f"{number:07d}.safetensors" if folder else None
         if (key, number) in self._blocks:
-            return self._blocks[key, number], self._flops_per_row
+            return self._blocks[key, number]
         found = _read(path) if path else None
         if found is None:
             found = self._embed(base[number * _BLOCK : (number + 1) * _BLOCK])
             if path:
-                write_atomically(path, save({"features": found[0]}, {"flops_per_row": str(found[1])}))
-        self._blocks[key, number], self._flops_per_row = found
+                facts = {"flops_per_row": str(found[1]), "blake2b": _checksum(found[0])}
+                write_atomically(path, save({"features": found[0]}, facts))
+        self._blocks[key, number] = found
         return found
 
     def _embed(self, rows: Data) -> tuple[Tensor, int]:
@@ -132,6 +137,12 @@ class Encoder(nn.Module):
 def _read(path: Path) -> tuple[Tensor, int] | None:
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor("features"), int(file.metadata()["flops_per_row"])
+            features, facts = file.get_tensor("features"), file.metadata()
+        whole = facts["blake2b"] == _checksum(features)
+        return (features, int(facts["flops_per_row"])) if whole else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None  # not there yet, or damaged: it is computed again
+
+
+def _checksum(features: Tensor) -> str:
+    return hashlib.blake2b(features.contiguous().numpy().data, digest_size=16).hexdigest()

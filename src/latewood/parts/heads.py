@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latewood.core.data import Data
+from latewood.core.experience import Experience
 from latewood.core.learner import GradientLearner
-from latewood.core.loop import Recipe
-from latewood.core.stream import Experience
+from latewood.core.recipe import Recipe
 from latewood.parts.backbone import Backbone
 from latewood.parts.classes import ClassRegistry
 from latewood.parts.growing import Growing
@@ -38,7 +38,7 @@ class LinearHead(Growing):
             # The bound of nn.Linear: Kaiming-uniform with a = sqrt(5) is uniform within 1 / sqrt(fan_in).
             bound = 1 / math.sqrt(width)
             fresh = torch.rand(classes - old, width, generator=generator) * 2 * bound - bound
-            self.resize_parameter("weight", torch.cat([self.weight.detach(), fresh.to(self.weight.device)]))
+            self.resize_parameter("weight", torch.cat([self.weight.detach(), fresh.to(self.weight)]))
             self.resize_parameter("bias", F.pad(self.bias.detach(), (0, classes - old)))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -127,6 +127,8 @@ class ClassifierLearner(GradientLearner):
     def scores(self, data: Data, batch_size: int = 512) -> Tensor:
         """Logits, shape ``(len(data), classes)``, columns as in ``net.classes.labels``."""
         self.eval()
+        if not len(data):
+            return torch.empty(0, len(self.net.classes), device=self.device)
         return torch.cat([self.net.classes.restrict(self.logits(batch), batch) for batch in data.batches(batch_size)])
 
     def predict(self, data: Data) -> Tensor:

@@ -5,6 +5,8 @@ Kept as they arrived (raw bytes, without augmentation), so that a slot costs wha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,9 +15,12 @@ from latewood.core.data import Column, Data
 from latewood.core.errors import ConfigurationError, DataError
 from latewood.parts.growing import Growing
 
+#: Before the name of a column in the name of its buffer, lest a column called ``train`` hide a method.
+_PREFIX = "column_"
+
 
 class Memory(Growing):
-    """Slots for rows of data, one buffer for each column (tensors only). Base of the policies below, which say what stays."""
+    """Slots for rows of data, a buffer for each column (tensors only). Base of the policies below, which say what stays."""
 
     open_ended = True
 
@@ -39,32 +44,38 @@ class Memory(Growing):
 
     def replace(self, data: Data) -> None:
         """Hold exactly these rows."""
-        for name in self._columns():
-            del self._buffers[name]
+        self._clear()
         for name, column in _tensors(data).items():
-            self.register_buffer(name, column)
+            self.register_buffer(_PREFIX + name, column)
 
     def widen(self, name: str, width: int) -> None:
         """Pad the rows of a column of vectors with zeros to ``width``."""
         if name in self._columns():
             column = self._columns()[name]
-            self.register_buffer(name, F.pad(column, (0, width - column.shape[1])))
+            self.register_buffer(_PREFIX + name, F.pad(column, (0, max(0, width - column.shape[1]))))
 
     def _columns(self) -> dict[str, Tensor]:
-        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None and name not in self._own}
+        columns = {name: held for name, held in self._buffers.items() if name.startswith(_PREFIX) and held is not None}
+        return {name.removeprefix(_PREFIX): held for name, held in columns.items()}
 
-    #: Buffers that are the policy's own and not columns.
-    _own: tuple[str, ...] = ()
+    def _clear(self) -> None:
+        for name in self._columns():
+            del self._buffers[_PREFIX + name]
 
     def _append(self, rows: dict[str, Tensor]) -> None:
+        held = self._columns()
         for name, column in rows.items():
-            held = self._buffers.get(name)
-            self.register_buffer(name, column.clone() if held is None else torch.cat([held, column.to(held.device)]))
+            both = torch.cat([held[name], column.to(held[name].device)]) if name in held else column.clone()
+            self.register_buffer(_PREFIX + name, both)
 
     def _write(self, slots: Tensor, rows: dict[str, Tensor]) -> None:
+        held = self._columns()
         for name, column in rows.items():
-            held = self._columns()[name]
-            held[slots.to(held.device)] = column.to(held.device)
+            held[name][slots.to(held[name].device)] = column.to(held[name].device)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._clear()  # a state may hold other columns than we do, or none
+        super()._load_from_state_dict(*arguments)
 
 
 class Reservoir(Memory):
@@ -77,7 +88,6 @@ class Reservoir(Memory):
     (2, 100)
     """
 
-    _own = ("seen",)
     seen: Tensor
 
     def __init__(self, capacity: int) -> None:
@@ -109,7 +119,6 @@ class ClassBalanced(Memory):
     The data must have an integer ``label`` column.
     """
 
-    _own = ("seen_labels", "seen_counts", "seen_full")
     seen_labels: Tensor
     seen_counts: Tensor
     seen_full: Tensor
@@ -229,6 +238,8 @@ def _tensors(data: Data) -> dict[str, Tensor]:
     for name, column in columns.items():
         if not isinstance(column, Tensor):
             raise DataError(f"A memory keeps tensors, but the column {name!r} is a list.")
+        if "." in name:
+            raise DataError(f"A memory can't keep the column {name!r}, because its name has a dot; rename it.")
     return {name: column for name, column in columns.items() if isinstance(column, Tensor)}
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from latewood.core.data import Data, concat
 from latewood.core.errors import ConfigurationError
-from latewood.core.stream import Experience
+from latewood.core.experience import Experience
 from latewood.parts.heads import Classifier
 from latewood.parts.memory import Exemplars, herding
 

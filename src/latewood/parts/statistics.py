@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latewood.core.errors import DataError
 from latewood.parts.growing import Growing
 
 
@@ -16,8 +17,11 @@ class Float64(Growing):
     """A module whose tensors are float64 wherever the device has that; Apple's MPS has not, so there they stay on the CPU."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        goes_to_mps = fn(torch.empty(0)).device.type == "mps"
-        return self if goes_to_mps else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Of what is done to the learner around it (`.to(...)`, `.half()`) only the change of device applies.
+        device = fn(torch.empty(0)).device
+        if device.type == "mps":
+            return self
+        return super()._apply(lambda tensor: tensor.to(device), recurse)  # type: ignore[no-untyped-call]
 
 
 class ClassSums(Float64):
@@ -40,12 +44,11 @@ class ClassSums(Float64):
 
     def update(self, features: Tensor, columns: Tensor, classes: int) -> None:
         """Add samples: ``features`` (n, width), the class column of each (n,), and how many classes there are now."""
-        self.sums = F.pad(self.sums, (0, 0, 0, classes - len(self.sums)))
-        self.counts = F.pad(self.counts, (0, classes - len(self.counts)))
+        self._make_room(classes)
         features, columns = features.to(self.sums), columns.to(self.sums.device)
         # A product and not index_add_: its order of summation is fixed on every device.
-        self.sums += F.one_hot(columns, classes).to(features).T @ features
-        self.counts += torch.bincount(columns, minlength=classes)
+        self.sums += F.one_hot(columns, len(self.sums)).to(features).T @ features
+        self.counts = self.counts + torch.bincount(columns, minlength=len(self.sums))
 
     def means(self) -> Tensor:
         """The mean of each class, shape ``(classes, width)``; zero for a class without samples."""
@@ -53,10 +56,15 @@ class ClassSums(Float64):
 
     def add(self, other: ClassSums, columns: Tensor, classes: int) -> None:
         """Add another's sums, whose class ``i`` is our ``columns[i]``."""
-        self.sums = F.pad(self.sums, (0, 0, 0, classes - len(self.sums)))
-        self.counts = F.pad(self.counts, (0, classes - len(self.counts)))
+        self._make_room(classes)
         self.sums[columns] += other.sums
-        self.counts[columns] += other.counts
+        added = torch.zeros_like(self.counts, dtype=other.counts.dtype)
+        added[columns] = other.counts
+        self.counts = self.counts + added  # fractions, if either has faded
+
+    def _make_room(self, classes: int) -> None:
+        more = max(0, classes - len(self.sums))
+        self.sums, self.counts = F.pad(self.sums, (0, 0, 0, more)), F.pad(self.counts, (0, more))
 
     def fade(self, decay: float) -> None:
         """Multiply all sums, and the weight of all samples so far, by ``decay``."""
@@ -144,17 +152,22 @@ class RecursiveRidge(Float64):
         self.register_buffer("inverse", torch.zeros(0, 0, dtype=torch.float64))
 
     def update(self, rows: Tensor, targets: Tensor) -> None:
-        """Learn ``rows`` (n, width) with ``targets`` (n, t); if ``t`` has grown, new columns of the weights start at zero."""
-        width = len(self.weight)
-        if not len(self.inverse):
-            self.inverse = torch.eye(width, dtype=torch.float64, device=self.weight.device) / self.gamma
+        """Learn ``rows`` (n, width) with ``targets`` (n, t); if ``t`` has grown, new columns of the weights start at zero.
+
+        Missing columns of ``targets`` count as zeros. Errors: :class:`~latewood.core.errors.DataError` if the update can't
+        be solved (NaN, or numbers too large for ``gamma``); nothing has changed then.
+        """
         rows, targets = rows.to(self.weight), targets.to(self.weight)
-        self.weight = F.pad(self.weight, (0, targets.shape[1] - self.weight.shape[1]))
-        residual = targets - rows @ self.weight
-        projected = rows @ self.inverse
+        inverse = self.inverse if len(self.inverse) else torch.eye(len(self.weight)).to(self.weight) / self.gamma
+        projected = rows @ inverse
         core = projected @ rows.T
         core.diagonal().add_(1)
-        factor = torch.linalg.cholesky(core)
+        factor, failed = torch.linalg.cholesky_ex(core)
+        if failed or not torch.isfinite(factor).all() or not torch.isfinite(targets).all():
+            raise DataError(f"The ridge update can't be solved: rows hold NaN, or are too large for gamma = {self.gamma}.")
+        more = targets.shape[1] - self.weight.shape[1]
+        self.inverse, self.weight = inverse, F.pad(self.weight, (0, max(0, more)))
+        residual = F.pad(targets, (0, max(0, -more))) - rows @ self.weight
         # With L L' = I + X R X' and V = L^-1 X R, the Woodbury identity is R <- R - V'V, and W <- W + V' L^-1 (Y - X W).
         whitened = torch.linalg.solve_triangular(factor, projected, upper=False)
         self.inverse.addmm_(whitened.T, whitened, alpha=-1)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latewood.core.data import Data
-from latewood.core.loop import Recipe
-from latewood.core.stream import Experience
+from latewood.core.experience import Experience
+from latewood.core.recipe import Recipe
 from latewood.parts.anchors import Anchors, empirical_fisher
 from latewood.parts.backbone import Backbone
 from latewood.parts.heads import Candidates, ClassifierLearner

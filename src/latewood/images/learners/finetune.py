@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from latewood.core.data import Data
-from latewood.core.loop import Recipe
+from latewood.core.recipe import Recipe
 from latewood.parts.backbone import Backbone
 from latewood.parts.heads import Candidates, ClassifierLearner
 

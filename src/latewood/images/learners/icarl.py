@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latewood.core.data import Data, concat
-from latewood.core.loop import Recipe
-from latewood.core.stream import Experience
+from latewood.core.experience import Experience
+from latewood.core.recipe import Recipe
 from latewood.parts.backbone import Backbone
-from latewood.parts.distillation import Teacher, distillation_loss
+from latewood.parts.distillation import Teacher
 from latewood.parts.growing import Growing
 from latewood.parts.heads import Classifier, ClassifierLearner
 from latewood.parts.memory import Exemplars
@@ -61,11 +61,8 @@ class ICaRL(Growing, ClassifierLearner):
     def loss(self, batch: Data) -> Tensor:
         inputs = self.net.prepare(batch)
         logits = self.net(inputs)
-        loss = self.cross_entropy(logits, batch)
-        if self.teacher:
-            old = self.teacher(inputs)
-            loss = loss + self.strength * distillation_loss(logits[:, : old.shape[1]], old, self.temperature)
-        return loss
+        distillation = self.teacher.distillation(inputs, logits, self.temperature)
+        return self.cross_entropy(logits, batch) + self.strength * distillation
 
     def conclude(self, experience: Experience) -> None:
         choose_exemplars(self.kept, self.net, experience)

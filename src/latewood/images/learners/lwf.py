@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from latewood.core.data import Data
-from latewood.core.loop import Recipe
-from latewood.core.stream import Experience
+from latewood.core.experience import Experience
+from latewood.core.recipe import Recipe
 from latewood.parts.backbone import Backbone
-from latewood.parts.distillation import Teacher, distillation_loss
+from latewood.parts.distillation import Teacher
 from latewood.parts.heads import Candidates, Classifier, ClassifierLearner
 
 
@@ -43,11 +43,8 @@ class LwF(ClassifierLearner):
     def loss(self, batch: Data) -> Tensor:
         inputs = self.net.prepare(batch)
         logits = self.net(inputs)
-        loss = self.cross_entropy(logits, batch, self.candidates)
-        if self.teacher:
-            old = self.teacher(inputs)
-            loss = loss + self.strength * distillation_loss(logits[:, : old.shape[1]], old, self.temperature)
-        return loss
+        distillation = self.teacher.distillation(inputs, logits, self.temperature)
+        return self.cross_entropy(logits, batch, self.candidates) + self.strength * distillation
 
     def conclude(self, experience: Experience) -> None:
         self.teacher.take()

@@ -7,8 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from latewood.core.data import Data, concat
-from latewood.core.loop import Recipe
-from latewood.core.stream import Experience
+from latewood.core.experience import Experience
+from latewood.core.recipe import Recipe
 from latewood.parts.backbone import Backbone
 from latewood.parts.heads import ClassifierLearner
 from latewood.parts.memory import ClassBalanced, Exemplars, Reservoir

@@ -10,7 +10,8 @@ import torch
 
 from latewood.core.data import Data
 from latewood.core.errors import ConfigurationError
-from latewood.core.stream import Experience, Stream
+from latewood.core.experience import Experience
+from latewood.core.stream import Stream
 from latewood.images.datasets import ImageData, load_images
 from latewood.images.probes import Accuracy
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from latewood.core.errors import ConfigurationError
+from latewood.core.experience import Experience
 from latewood.core.seeding import generator
-from latewood.core.stream import Experience, Stream
+from latewood.core.stream import Stream
 from latewood.images.datasets import ImageData, load_images
 from latewood.images.probes import Accuracy
 from latewood.images.streams._common import contents
