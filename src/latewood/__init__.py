@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from latewood.core.recipe import Recipe
     from latewood.core.record import Record
     from latewood.core.run import run
-from latewood.core.stream import Stream
+    from latewood.core.stream import Stream
 
 # Imported on first use: torch takes seconds to import, and `latewood --help` must not wait for it.
 _HOMES = {

@@ -77,15 +77,18 @@ def run(
 ) -> None:
     """Let one method learn a stream, and score it after every arrival."""
     from latewood.cli.show import show_record
+    from latewood.core.registry import find
     from latewood.core.run import run as run_learner
     from latewood.studies.assemble import make_learner, make_stream
+    from latewood.studies.compare import settings_of
 
-    settings = _settings(config, set)
+    settings = _settings(config, set, [method], stream)
     arrivals = make_stream(stream, settings.pop("stream", {}), seed)
-    learner = make_learner(method, arrivals, settings, seed)
+    learner = make_learner(method, arrivals, settings_of(method, arrivals.wing, settings), seed)
     if not json:
         typer.echo(arrivals.summary(), err=True)
-    record = run_learner(learner, arrivals, to=to, seed=seed, device=device, transfer=transfer, settings={"method": method})
+    name = find("learners", method, arrivals.wing).name
+    record = run_learner(learner, arrivals, to=to, seed=seed, device=device, transfer=transfer, settings={"method": name})
     _print_json(record.to_json()) if json else show_record(record)
 
 
@@ -104,7 +107,7 @@ def compare(
     """Compare methods on one stream: a table, a report, and a record of every run."""
     from latewood.studies.compare import compare as compare_methods
 
-    settings = _settings(config, set)
+    settings = _settings(config, set, methods, stream)
     records = compare_methods(methods, stream, seeds=seeds, to=to, settings=settings, device=device, transfer=transfer)
     _report(records, to / "report.html", json)
 
@@ -140,11 +143,18 @@ def streams(
     if name is None:
         _list("streams", json)
         return
+    from latewood.core.configure import parse_assignments
     from latewood.studies.assemble import make_stream
 
-    settings = _settings(None, set)
-    stream = make_stream(name, settings.get("stream", settings), seed)
-    typer.echo(stream.summary())
+    settings = parse_assignments(set or [])
+    nested = settings.pop("stream", {})
+    stream = make_stream(name, nested if not isinstance(nested, dict) else {**nested, **settings}, seed)
+    if json:
+        arrivals = [{"index": e.index, "samples": len(e.train), "classes": e.classes, "task": e.task} for e in stream]
+        probes = [{"name": p.name, "samples": len(p.data), "since": p.since} for p in stream.probes]
+        _print_json({"name": stream.name, "config": stream.config, "experiences": arrivals, "probes": probes})
+    else:
+        typer.echo(stream.summary())
 
 
 @app.command()
@@ -194,10 +204,14 @@ def check(
         raise typer.Exit(CLAIM_FAILS)
 
 
-def _settings(config: Path | None, assignments: list[str] | None) -> dict[str, Any]:
+def _settings(config: Path | None, assignments: list[str] | None, methods: list[str], stream: str) -> dict[str, Any]:
+    """What --set says, over what of the file concerns these methods."""
     from latewood.core.configure import merged, parse_assignments, read_toml
+    from latewood.studies.assemble import stream_entry
+    from latewood.studies.compare import relevant
 
-    return merged(read_toml(config) if config else {}, parse_assignments(assignments or []))
+    from_file = relevant(read_toml(config), methods, stream_entry(stream)[0].wing) if config else {}
+    return merged(from_file, parse_assignments(assignments or []))
 
 
 def _report(records: list[Record], page: Path, as_json_only: bool) -> None:
@@ -238,9 +252,10 @@ def main() -> None:
     except LatewoodError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; the same command continues where this one stopped.", err=True)
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.echo("Interrupted; the same command continues where this one stopped.", err=True)
+        raise
 
 
 if __name__ == "__main__":

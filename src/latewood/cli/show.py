@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from latewood.core.record import SUMMARY, Record
 from latewood.core.registry import Entry
 from latewood.papers.ledger import Paper, Result
+
+if TYPE_CHECKING:
+    from latewood.core.record import Record
 
 Results = Sequence[tuple[Paper, Sequence[Result]]]
 
 
 def show_record(record: Record) -> None:
     """The score matrix of one run, and what is read off it."""
+    from latewood.core.record import SUMMARY  # brings numpy, for which the listings must not wait
+
     table = Table(title=f"{record.config.get('method', 'run')}: {record.main}", title_justify="left")
     table.add_column("after", justify="right")
     for probe in record.probes:
@@ -78,13 +82,17 @@ def results_json(results: Results) -> list[dict[str, Any]]:
             "claim": result.claim.name,
             "statement": result.claim.statement,
             "holds": None if result.verdict is None else result.verdict.holds,
-            "numbers": {} if result.verdict is None else dict(result.verdict.numbers),
+            "numbers": {} if result.verdict is None else _finite(result.verdict.numbers),
             "sentence": result.reason if result.verdict is None else result.verdict.sentence,
             "seconds": result.seconds,
         }
         for paper, found in results
         for result in found
     ]
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def markdown_table(results: Results) -> str:
@@ -94,9 +102,10 @@ def markdown_table(results: Results) -> str:
         verdict = {True: "holds", False: "**does not hold**", None: "skipped"}[row["holds"]]
         numbers = ", ".join(f"{name} {_number(value)}" for name, value in row["numbers"].items())
         claim = f"{row['claim']}: {row['statement']}"
-        lines.append(f"| {row['number']} {row['paper']} | {claim} | {verdict} | {row['sentence']} {numbers} |")
+        cells = (f"{row['number']} {row['paper']}", claim, verdict, f"{row['sentence']} {numbers}".strip())
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def _number(value: float | None) -> str:
+    return "not a number" if value is None or math.isnan(value) else f"{value:.4g}"

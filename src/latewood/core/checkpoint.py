@@ -17,6 +17,7 @@ from torch import Tensor
 from latewood.core.errors import CheckpointError
 from latewood.core.files import sweep_temporaries, write_folder_atomically
 
+FORMAT = 1
 _TENSORS, _INFO, _MANIFEST = "state.safetensors", "info.json", "manifest.json"
 
 
@@ -30,7 +31,7 @@ def save(folder: Path, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> 
         save_file(_untied(state), temporary / _TENSORS)
         (temporary / _INFO).write_text(json.dumps(info))
         sums = {name: _checksum(temporary / name) for name in (_TENSORS, _INFO)}
-        (temporary / _MANIFEST).write_text(json.dumps({"format": 1, "blake2b": sums}))
+        (temporary / _MANIFEST).write_text(json.dumps({"format": FORMAT, "blake2b": sums}))
 
     write_folder_atomically(folder, fill)
 
@@ -38,13 +39,22 @@ def save(folder: Path, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint, on the CPU. Errors: :class:`CheckpointError` if a file is missing or not what was written."""
     try:
-        sums = json.loads((folder / _MANIFEST).read_text())["blake2b"]
-        for name, expected in sums.items():
-            if _checksum(folder / name) != expected:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise _OtherFormatError(
+                f"{folder} has format {manifest['format']}, and this version of Latewood reads format {FORMAT}; "
+                "use the version that wrote it, or choose another folder."
+            )
+        for name in (_TENSORS, _INFO):
+            if _checksum(folder / name) != manifest["blake2b"][name]:
                 raise CheckpointError(f"{folder / name} is damaged: its checksum is not the one that was written.")
         return load_file(folder / _TENSORS), json.loads((folder / _INFO).read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint {folder} is incomplete or damaged ({error}).") from error
+
+
+class _OtherFormatError(CheckpointError):
+    """What another version wrote: not damaged, but not for us to read."""
 
 
 class Checkpoints:
@@ -65,21 +75,24 @@ class Checkpoints:
 
     def add(self, number: int, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """Save checkpoint ``number``, then remove what is older than the newest :attr:`keep`."""
-        target = self.folder / f"{number:06d}"
-        if target.exists():  # damaged, or it would have been resumed from
-            shutil.rmtree(target)
-        save(target, state, info)
+        for damaged in self._numbered():
+            if int(damaged.name) >= number:  # or it would have been resumed from
+                shutil.rmtree(damaged)
+        save(self.folder / f"{number:06d}", state, info)
         for old in self._numbered()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self, tell: Callable[[str], None] = print) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that is whole, or ``None``. ``tell`` receives a sentence for each that is not."""
         sweep_temporaries(self.folder)
-        for folder in self._numbered():
+        numbered = self._numbered()
+        for folder in numbered:
             try:
                 return int(folder.name), *load(folder)
+            except _OtherFormatError:
+                raise  # it is whole, and nothing may take its place
             except CheckpointError as error:
-                tell(f"{error} The one before it is used.")
+                tell(f"{error} {'There is none before it' if folder == numbered[-1] else 'The one before it is used'}.")
         return None
 
     def _numbered(self) -> list[Path]:

@@ -38,6 +38,9 @@ def build(target: Callable[..., Built], settings: Mapping[str, Any], what: str, 
     for name, value in settings.items():
         owner = _owner(name, parameters)
         if name in given or (owner is None and name not in parameters):
+            shared = _owners(name, parameters)
+            if len(shared) > 1:
+                raise ConfigurationError(f"{what} has several {name!r}: set {' or '.join(f'{o}.{name}' for o in shared)}.")
             known = [n for n in parameters if n not in given]
             fields = [f.name for n in known for f in _fields(parameters[n])]
             raise ConfigurationError(f"{what} has no parameter {name!r}{nearest(name, known + fields)}.")
@@ -61,7 +64,8 @@ def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     hints = typing.get_type_hints(function)
     signature = inspect.signature(target)
-    return {n: p.replace(annotation=hints.get(n, Any)) for n, p in signature.parameters.items()}
+    named = {n: p for n, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return {n: p.replace(annotation=hints.get(n, Any)) for n, p in named.items()}
 
 
 def settable(target: Callable[..., Any]) -> set[str]:
@@ -100,6 +104,8 @@ def parse_assignments(assignments: typing.Iterable[str]) -> dict[str, Any]:
         if not equals or not name.strip():
             raise ConfigurationError(f"{assignment!r} is not of the form name=value.")
         *path, last = name.strip().split(".")
+        if not all((*path, last)):
+            raise ConfigurationError(f"{assignment!r} is not of the form name=value.")
         place = settings
         for part in path:
             place = place.setdefault(part, {})
@@ -151,8 +157,12 @@ def _owner(name: str, parameters: Mapping[str, inspect.Parameter]) -> str | None
     """The one parameter whose type is a dataclass with the field ``name``, unless ``name`` is a parameter itself."""
     if name in parameters:
         return None
-    owners = [n for n, p in parameters.items() if any(f.name == name for f in _fields(p))]
+    owners = _owners(name, parameters)
     return owners[0] if len(owners) == 1 else None
+
+
+def _owners(name: str, parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    return [n for n, p in parameters.items() if any(f.name == name for f in _fields(p))]
 
 
 def _replaced(parameter: inspect.Parameter, settings: Mapping[str, Any], what: str) -> Any:
@@ -161,4 +171,9 @@ def _replaced(parameter: inspect.Parameter, settings: Mapping[str, Any], what: s
         if name not in hints:
             raise ConfigurationError(f"{what} has no field {name!r}{nearest(name, hints)}.")
     values = {name: validate(value, hints[name], f"{what}.{name}") for name, value in settings.items()}
-    return dataclasses.replace(parameter.default, **values)
+    if parameter.default is not parameter.empty:
+        return dataclasses.replace(parameter.default, **values)
+    try:
+        return parameter.annotation(**values)
+    except TypeError as error:
+        raise ConfigurationError(f"{what} is not complete: {error}.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ class Cost:
     ``seconds`` of learning and ``probe_seconds`` of scoring, both by the wall clock; ``flops`` of learning, two for each
     multiply-add, as if no embedding had been cached; ``peak_memory`` in bytes (of the device on CUDA, else of the process);
     ``parameters``, trainable or not; ``state`` bytes that the learner keeps, by the attribute that keeps them;
-    ``kept_bytes``, those of them that are not the deployed model: exemplars, statistics, old models.
+    ``kept_bytes``, those of them beyond the network and its head: exemplars, statistics, old models.
     """
 
     seconds: float = 0.0
@@ -44,28 +43,44 @@ class Meter:
     def __init__(self) -> None:
         self.flops = 0
         self.seconds = 0.0
-        self._counters: list[FlopCounterMode] = []
+        self._counter: FlopCounterMode | None = None
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count every operation in the block. It slows each operation by some microseconds: for blocks of few large ones."""
-        with FlopCounterMode(display=False) as counter:
-            self._counters.append(counter)
+        """Count every operation in the block. It slows each operation by some microseconds: for blocks of few large ones.
+
+        A block within such a block is counted already.
+        """
+        if self._counter is not None:
+            yield
+            return
+        with FlopCounterMode(display=False) as self._counter:
+            counter = self._counter
             try:
                 yield
             finally:
-                self._counters.pop()
+                self._counter = None
         self.flops += counter.get_total_flops()
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Leave the block out of every count around it; what it is worth is charged with :meth:`charge`."""
-        before = [counter.get_total_flops() for counter in self._counters]
+        if self._counter is None:
+            yield
+            return
+        counter, before = self._counter, self._counter.get_total_flops()
+        # It goes on counting inside, so what it saw is taken off again; for a block within, it is as if there were none.
+        self._counter = None
         try:
             yield
         finally:
-            # The counters go on counting inside, so what they saw is taken off again.
-            self.flops -= sum(c.get_total_flops() - b for c, b in zip(self._counters, before, strict=True))
+            self._counter = counter
+            self.flops -= counter.get_total_flops() - before
+
+    @property
+    def counts(self) -> bool:
+        """Whether every operation is being counted now."""
+        return self._counter is not None
 
     def charge(self, flops: int) -> None:
         """Add FLOPs that were measured elsewhere."""
@@ -123,7 +138,7 @@ class StepCounter:
         self._meter = meter
         self._seen: dict[object, int] = {}
         self._flops: dict[object, int] = {}
-        self._active = not isinstance(meter, _NullMeter)
+        self._active = not (isinstance(meter, _NullMeter) or meter.counts)
 
     @contextmanager
     def step(self, shape: object) -> Iterator[bool]:
@@ -166,6 +181,10 @@ class PeakMemory:
             status = Path("/proc/self/status").read_text()
             return int(status.split("VmHWM:")[1].split()[0]) * 1024
         except (OSError, IndexError):
+            if sys.platform == "win32":
+                return 0
+            import resource  # absent on Windows
+
             unit = 1 if sys.platform == "darwin" else 1024
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

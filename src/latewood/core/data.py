@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
@@ -79,7 +80,7 @@ class Data(Mapping[str, Column]):
     @property
     def rows(self) -> Tensor:
         """Where each row lies in :attr:`base`, shape ``(len(data),)``."""
-        return torch.arange(*_bounds(self._rows)) if isinstance(self._rows, range) else self._rows
+        return _as_index(self._rows, len(self)) if isinstance(self._rows, range) else self._rows
 
     @property
     def base(self) -> Data:
@@ -186,13 +187,27 @@ def check_finite(data: Data, where: str) -> None:
 
 
 def _as_column(name: str, values: Any) -> Column:
-    if isinstance(values, Tensor):
-        return values
     if isinstance(values, np.ndarray):
-        return torch.from_numpy(values)
+        values = _as_tensor(name, values)
+    if isinstance(values, Tensor):
+        if values.dim() == 0:
+            raise DataError(f"Column {name!r} must hold one value for each row, but it is a single number.")
+        return values
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
         return list(values)
     raise DataError(f"Column {name!r} must be a tensor, an array or a list, but it is a {type(values).__name__}.")
+
+
+def _as_tensor(name: str, values: np.ndarray[Any, Any]) -> Tensor:
+    if any(stride < 0 for stride in values.strides):
+        values = np.ascontiguousarray(values)
+    try:
+        with warnings.catch_warnings():
+            # Of an array that can't be written to; columns never are.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(values)
+    except TypeError:
+        raise DataError(f"Column {name!r} is an array of {values.dtype}, which no tensor can hold; give a list.") from None
 
 
 def _take(column: Column, rows: Rows) -> Column:
@@ -204,45 +219,73 @@ def _take(column: Column, rows: Rows) -> Column:
     return [column[i] for i in rows.tolist()]
 
 
-def _bounds(rows: range) -> tuple[int, int, int]:
-    return rows.start, rows.stop, rows.step
-
-
 def _select(rows: Rows, key: Any) -> Rows:
-    if isinstance(key, int):
+    """The rows of the base that ``key`` names in a view on ``rows``: a range with a positive step, or int64 indices."""
+    count = len(rows)
+    if isinstance(key, Tensor | np.ndarray | np.generic) and key.ndim == 0 and not isinstance(key.item(), bool | float):
+        key = int(key)
+    if isinstance(key, int) and not isinstance(key, bool) and -count <= key < count:
         key = slice(key, key + 1 or None)
-    if isinstance(key, range):
+    if isinstance(key, range) and key.step > 0 and key.start >= 0 and key.stop <= count:
         key = slice(key.start, key.stop, key.step)
     if isinstance(key, slice):
-        chosen = rows[key]
-        # A range with a negative step has no equal slice of a tensor, so it becomes explicit rows.
-        return torch.tensor(list(chosen)) if isinstance(chosen, range) and chosen.step < 0 else chosen
-    index = torch.as_tensor(key).cpu()
-    if index.dtype == torch.bool:
-        if len(index) != len(rows):
-            raise DataError(f"A mask over {len(rows)} rows must have {len(rows)} entries, but it has {len(index)}.")
-        index = index.nonzero().flatten()
-    index = index.long()
-    if len(index) and (int(index.min()) < -len(rows) or int(index.max()) >= len(rows)):
-        raise DataError(f"Row {int(index.max())} does not exist in data with {len(rows)} rows.")
-    index = torch.where(index < 0, index + len(rows), index)
+        places = range(count)[key]
+        if places.step > 0:
+            return rows[places.start : places.stop : places.step]
+        key = list(places)
+    index = _as_index(key, count)
+    outside = (index < -count) | (index >= count)
+    if outside.any():
+        raise DataError(f"Row {int(index[outside][0])} does not exist in data with {count} rows.")
+    index = torch.where(index < 0, index + count, index)
     return index * rows.step + rows.start if isinstance(rows, range) else rows[index]
+
+
+def _as_index(key: Any, count: int) -> Tensor:
+    try:
+        index = torch.as_tensor(list(key) if isinstance(key, range) else key).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"Rows are named by an index, a slice, indices or a mask, but not by a {type(key).__name__}.") from None
+    if index.numel() == 0 and index.dim() == 1 and index.dtype != torch.bool:
+        return index.long()
+    if index.dtype == torch.bool:
+        if index.shape != (count,):
+            raise DataError(f"A mask over {count} rows must have {count} entries, but it has {index.numel()}.")
+        return index.nonzero().flatten()
+    if index.dim() > 1 or index.is_floating_point() or index.is_complex():
+        raise DataError(f"Rows are named by whole numbers in one row, but not by {index.dtype} of shape {tuple(index.shape)}.")
+    return index.long().reshape(-1)
 
 
 def _hash_column(column: Column) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    if isinstance(column, Tensor):
-        digest.update(f"{column.dtype}{tuple(column.shape)}".encode())
-        row_bytes = max(1, column[:1].numel() * column.element_size())
-        step = max(1, _HASH_CHUNK_BYTES // row_bytes)
-        for start in range(0, len(column), step):
-            chunk = column[start : start + step].detach().cpu().contiguous()
-            digest.update(chunk.view(torch.uint8).numpy().data if chunk.dim() else b"")
-    else:
-        for value in column:
-            digest.update(value if isinstance(value, bytes) else repr(value).encode())
-            digest.update(b"\0")
+    _feed(digest, column)
     return digest.hexdigest()
+
+
+def _feed(digest: hashlib.blake2b, value: Any) -> None:
+    """Hash a value so that no two different ones look alike: kind and size come before the contents."""
+    if isinstance(value, Tensor | np.ndarray):
+        array = _as_tensor("of arrays", value) if isinstance(value, np.ndarray) else value.detach()
+        digest.update(f"tensor {array.dtype} {tuple(array.shape)};".encode())
+        pieces = array.reshape(1) if array.dim() == 0 else array
+        step = max(1, _HASH_CHUNK_BYTES // max(1, pieces[:1].numel() * pieces.element_size()))
+        for start in range(0, len(pieces), step):
+            digest.update(pieces[start : start + step].cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    elif isinstance(value, str | bytes):
+        raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        digest.update(f"{type(value).__name__} {len(raw)};".encode() + raw)
+    elif isinstance(value, list | tuple):
+        digest.update(f"{type(value).__name__} {len(value)};".encode())
+        for item in value:
+            _feed(digest, item)
+    elif isinstance(value, Mapping):
+        digest.update(b"mapping ")
+        _feed(digest, [[key, value[key]] for key in value])
+    elif value is None or isinstance(value, bool | int | float | complex | np.generic):
+        digest.update(f"{type(value).__name__} {value!r};".encode())
+    else:
+        raise DataError(f"A column of {type(value).__name__} objects has no fingerprint; give it one with named().")
 
 
 def _kind(column: Column) -> str:

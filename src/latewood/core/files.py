@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -16,14 +17,18 @@ from latewood.core.errors import StorageError
 def cache_folder(kind: str) -> Path | None:
     """Where to keep what can be computed again, such as embeddings: a folder for each kind, made on demand.
 
-    ``LATEWOOD_CACHE`` names the place (default ``~/.cache/latewood``); ``LATEWOOD_CACHE=off`` gives ``None``.
+    ``LATEWOOD_CACHE`` names the place (default ``~/.cache/latewood``); ``LATEWOOD_CACHE=off`` gives ``None``. Errors:
+    :class:`StorageError` if the folder can't be made.
     """
     place = os.environ.get("LATEWOOD_CACHE", "")
     if place == "off":
         return None
     folder = Path(place).expanduser() if place else Path.home() / ".cache" / "latewood"
     folder = folder / kind
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"The cache {folder} can't be made: {error.strerror}; LATEWOOD_CACHE names its place.") from error
     return folder
 
 
@@ -68,7 +73,13 @@ def _replace(path: Path, make: Callable[[Path], None]) -> None:
 def sweep_temporaries(folder: Path) -> None:
     """Remove what killed writers left behind in ``folder``."""
     for leftover in folder.glob(".*.tmp"):
-        _remove(leftover)
+        if is_temporary(leftover):
+            _remove(leftover)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder has a name as the writers here give to what is not finished."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp", path.name) is not None
 
 
 def _is_write_failure(error: BaseException) -> bool:

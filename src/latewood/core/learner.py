@@ -42,7 +42,7 @@ class Learner(nn.Module, ABC):
     tensor([2., 2.])
     """
 
-    #: The attributes that are the deployed model; all other state is kept only for learning and counted as such.
+    #: The attributes that are the network and its head; all other state counts as kept between experiences.
     deployed: ClassVar[tuple[str, ...]] = ("net",)
     #: Whether the learner counts its own FLOPs; otherwise every operation of ``learn`` is counted.
     counts_flops: ClassVar[bool] = False
@@ -75,8 +75,9 @@ class Learner(nn.Module, ABC):
 class GradientLearner(Learner):
     """A learner that trains by gradient: a subclass says what the loss is, the core runs the one loop.
 
-    The hooks: ``prepare`` before training on an arrival, ``conclude`` when it is learned, and ``after_batch``, a method
-    that takes the batch, after each step; there is none unless a subclass defines it, so who needs none pays nothing.
+    The hooks: ``prepare`` before training on an arrival and ``conclude`` when it is learned, both in evaluation mode, and
+    ``after_batch``, a method that takes the batch, after each step: there is none unless a subclass defines one, so who
+    needs none pays nothing.
     """
 
     counts_flops: ClassVar[bool] = True
@@ -115,6 +116,7 @@ class GradientLearner(Learner):
         # Layers that draw from the global generator (dropout, augmentation) are repeatable inside, unnoticed outside.
         with seeded(int(torch.randint(2**62, (), generator=self.generator))):
             with meter.counting():
+                self.eval()
                 self.prepare(experience)
                 data = self.training_data(experience)
             self.train()

@@ -59,11 +59,15 @@ def resolve_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(k for k in ("cuda", "mps", "cpu") if available[k]))
-    if kind not in available:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or kind not in available:
         raise ConfigurationError(f"There is no device {name!r}; choose auto, cpu, cuda or mps.")
-    if not available[kind]:
+    if not available[kind] or (kind == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise ConfigurationError(f"Device {name!r} was asked for, but torch finds none on this machine.")
-    return torch.device(name)
+    return device
 
 
 def _resident(data: Data, device: torch.device) -> Data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
@@ -26,6 +27,10 @@ class Probe(ABC):
     def __init__(self, name: str, data: Data, since: int, weight: float = 1.0) -> None:
         if len(data) == 0:
             raise DataError(f"Probe {name!r} holds no rows; a score needs at least one.")
+        if since < 0:
+            raise DataError(f"Probe {name!r} is seen from experience {since} on, but the first is number 0.")
+        if not 0 < weight < math.inf:
+            raise DataError(f"The weight of probe {name!r} must be above 0 and finite, but it is {weight}.")
         check_finite(data, f"probe {name!r}")
         self.name, self.data, self.since, self.weight = name, data, since, weight
 

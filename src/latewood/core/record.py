@@ -47,8 +47,9 @@ class Record:
     Write ``a[k, j]`` for the score of probe ``j`` after experience ``k``, and say that ``j`` is *seen* at ``k`` if
     ``k >= since_j``. All metrics below are computed from it, for the main metric unless another is named, with one
     sign convention: **forgetting is bad when positive, transfer good when positive**, also where lower scores are better.
-    They are NaN where they are not defined. An average over probes uses their weights (1 each, or the number of samples
-    where a stream wants the score on the union of what was seen).
+    They are NaN where they are not defined, and where a score they need is not a number. The score after an experience,
+    and what is computed from it (last, average, any-time), weighs probes by their weights: 1 each, or the number of samples
+    where a stream wants the score on the union of what was seen. Forgetting and transfer weigh every probe alike.
 
     >>> record = Record({}, {"accuracy": True}, [ProbeInfo("a", 0), ProbeInfo("b", 1)], length=2)
     >>> record.add(Row(0, 100, {"accuracy": [0.9, None]}, Cost()))
@@ -110,7 +111,7 @@ class Record:
 
     def average_of(self, metric: str | None = None) -> float:
         """Average incremental score: the mean of ``AA_k`` over all experiences ``k`` (Rebuffi et al., 2017)."""
-        return _mean(self.curve(metric))
+        return _mean(self.curve(metric)[self._seen().any(1)])
 
     def anytime_of(self, metric: str | None = None) -> float:
         """Area under the curve of ``AA`` over the samples that arrived, divided by their number: ``A_AUC`` of Koh et al., 2022.
@@ -118,8 +119,8 @@ class Record:
         Each ``AA_k`` stands for the samples of its experience, so it equals :meth:`average_of` for equal arrivals.
         """
         curve, samples = self.curve(metric), np.array([row.samples for row in self.rows], dtype=np.float64)
-        kept = ~np.isnan(curve)
-        return float(np.average(curve[kept], weights=samples[kept])) if kept.any() else math.nan
+        seen = self._seen().any(1)
+        return float(np.average(curve[seen], weights=samples[seen])) if seen.any() else math.nan
 
     def forgetting_of(self, metric: str | None = None) -> float:
         """``FM_T``, how far each probe fell from the best it ever was, averaged (Chaudhry et al., 2018, eq. 3).
@@ -128,7 +129,7 @@ class Record:
         """
         matrix = self._signed(metric)
         old = self._old_probes()
-        if not len(old):
+        if not old:
             return math.nan
         best = np.where(np.isnan(matrix), -math.inf, matrix)[:-1, old].max(axis=0)
         return _mean(np.where(np.isinf(best), math.nan, best) - matrix[-1, old])
@@ -246,8 +247,8 @@ class Record:
         path = path / "record.json" if path.is_dir() else path
         try:
             return cls.from_json(json.loads(path.read_text()))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"There is no record at {path}.") from error
+        except OSError as error:
+            raise CheckpointError(f"There is no record at {path} that can be read: {error.strerror}.") from error
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON: {error}.") from error
 
@@ -258,7 +259,7 @@ class Record:
         return metric or self.main
 
     def _sign(self, metric: str | None) -> float:
-        return 1.0 if self.higher_is_better[self._known(metric)] else -1.0
+        return 1.0 if self.higher_is_better.get(self._known(metric), True) else -1.0
 
     def _signed(self, metric: str | None) -> Matrix:
         return self._sign(metric) * self.matrix(metric)
@@ -292,8 +293,7 @@ def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[flo
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
+    return float(values.mean()) if len(values) else math.nan
 
 
 def _null(value: float) -> float | None:

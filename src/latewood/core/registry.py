@@ -50,11 +50,12 @@ class Entry:
     @property
     def summary(self) -> str:
         """The first line of its module's docstring, read without importing anything."""
-        spec = importlib.util.find_spec(self.module)
-        if spec is None or spec.origin is None:
-            return ""
-        text = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
-        return text.split("\n")[0]
+        try:
+            spec = importlib.util.find_spec(self.module)
+            text = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) if spec and spec.origin else None
+        except (ImportError, OSError, ValueError, SyntaxError):
+            return ""  # another package's entry that is broken or has no source: the listing goes on
+        return (text or "").split("\n")[0]
 
 
 def entries(kind: Kind, wing: str | None = None) -> list[Entry]:
@@ -77,6 +78,9 @@ def find(kind: Kind, name: str, wing: str | None = None) -> Entry:
         hint = nearest(name.lower(), (e.name for e in candidates))
         raise ConfigurationError(f"There is no {kind[:-1]} {name!r}{f' for {wing}' if wing else ''}{hint}.")
     if len(matches) > 1:
+        if len({e.wing for e in matches}) < len(matches):
+            modules = " and ".join(e.module for e in matches)
+            raise ConfigurationError(f"The {kind[:-1]} {name!r} is defined by {modules}; only one of them can stay.")
         wings = " and ".join(e.wing for e in matches)
         raise ConfigurationError(f"The {kind[:-1]} {name!r} exists for {wings}; the stream decides which is meant.")
     return matches[0]

@@ -15,9 +15,9 @@ import torch
 
 from latewood.core.checkpoint import Checkpoints, tensors_of
 from latewood.core.cost import Cost, PeakMemory, metered, state_bytes
-from latewood.core.errors import CheckpointError, ConfigurationError
+from latewood.core.errors import CheckpointError, ConfigurationError, DataError
 from latewood.core.experience import Experience
-from latewood.core.files import sweep_temporaries, write_atomically
+from latewood.core.files import is_temporary, sweep_temporaries, write_atomically
 from latewood.core.learner import Learner
 from latewood.core.loop import resolve_device
 from latewood.core.probe import Probe
@@ -66,8 +66,11 @@ def run(
         "transfer": transfer,
         **(settings or {}),
     }
-    # As it will be read back: what JSON makes of tuples and keys must not look like a difference.
-    configuration = json.loads(json.dumps(configuration))
+    try:
+        # As it will be read back: what JSON makes of tuples and keys must not look like a difference.
+        configuration = json.loads(json.dumps(configuration, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"The configuration can't be kept as JSON: {error}.") from error
     learner.to(where)
     with showing(progress or default_progress()) as display, deterministic():
         place = _Place(Path(to), configuration, display) if to is not None else None
@@ -77,10 +80,14 @@ def run(
             record.baseline = _by_metric(stream.probes, _score(learner, stream.probes)) if transfer else None
         display.start(stream.name, len(stream), len(record.rows))
         for index in range(len(record.rows), len(stream)):
-            record.add(_live(learner, stream[index], stream.probes, seed, transfer, display))
+            experience = stream[index]
+            if experience.index != index:
+                raise DataError(f"Stream {stream.name!r} made experience {experience.index} where {index} was asked for.")
+            record.add(_live(learner, experience, stream.probes, seed, transfer, display))
             if place:
                 place.save(learner, record)
             display.experience_done()
+        learner.eval()
     return record
 
 
@@ -88,7 +95,9 @@ def _live(
     learner: Learner, experience: Experience, probes: Sequence[Probe], seed: int, transfer: bool, display: Progress
 ) -> Row:
     """Learn one experience and score the probes after it."""
+    # The same state whether the learner comes from the experience before or from a checkpoint.
     learner.generator.manual_seed(derive_seed(seed, "learn", experience.index))
+    learner.eval()
     memory = PeakMemory(learner.device)
     with metered() as meter, meter.timing():
         display.phase(f"learning {experience.index}")
@@ -100,9 +109,10 @@ def _live(
         if learner.device.type == "cuda":
             torch.cuda.synchronize(learner.device)
     peak = memory.read()
-    display.phase("probing", len(probes))
+    due = [probe for probe in probes if transfer or probe.since <= experience.index]
+    display.phase("probing", len(due))
     start = time.perf_counter()
-    scores = _score(learner, [p for p in probes if transfer or p.since <= experience.index], display)
+    scores = _score(learner, due, display)
     state = state_bytes(learner)
     cost = Cost(
         seconds=meter.seconds,
@@ -122,6 +132,9 @@ def _score(learner: Learner, probes: Sequence[Probe], display: Progress | None =
     for probe in probes:
         with torch.no_grad():
             scores = probe.score(learner)
+        if set(scores) != set(probe.metrics):
+            given, promised = ", ".join(scores) or "nothing", ", ".join(probe.metrics)
+            raise ConfigurationError(f"Probe {probe.name!r} gave the scores {given}, but its metrics are {promised}.")
         result[probe.name] = {name: value if math.isfinite(value) else None for name, value in scores.items()}
         if display:
             display.step()
@@ -169,7 +182,7 @@ class _Place:
             if difference:
                 raise CheckpointError(f"{folder} holds another run: {difference}. Choose another folder or remove it.")
         else:
-            if folder.exists() and any(p for p in folder.iterdir() if not p.name.endswith(".tmp")):
+            if folder.exists() and any(p for p in folder.iterdir() if not is_temporary(p)):
                 raise CheckpointError(f"{folder} holds files that are not a run's; choose an empty or a new folder.")
             write_atomically(marker, json.dumps(configuration, indent=1))
         sweep_temporaries(folder)
@@ -184,10 +197,18 @@ class _Place:
             learner.load_state_dict(state)
         except RuntimeError as error:
             raise CheckpointError(f"The checkpoint {number} in {self.folder} does not fit this learner: {error}") from error
-        record.save(self.folder / "record.json")
+        if not self._shows(record):
+            record.save(self.folder / "record.json")
         if not record.complete:
             self.display.tell(f"Continuing {self.folder} after {len(record.rows)} of {record.length} experiences.")
         return record
+
+    def _shows(self, record: Record) -> bool:
+        """Whether the record for readers is this one already."""
+        try:
+            return Record.load(self.folder) == record
+        except CheckpointError:
+            return False
 
     def save(self, learner: Learner, record: Record) -> None:
         self.checkpoints.add(len(record.rows), tensors_of(learner), {"record": record.to_json()})

@@ -8,6 +8,7 @@ import json
 import platform
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from latewood.core.data import Data
 from latewood.core.files import cache_folder, write_atomically
 from latewood.core.progress import current_progress
 from latewood.core.recipe import Recipe
+from latewood.core.seeding import seeded
 from latewood.core.step import Trainable, accelerated, train_step
 
 _FAST = {"precision": "bfloat16", "channels_last": "on", "compile": "on"}
@@ -36,8 +38,9 @@ def decide(learner: Trainable, batch: Data, recipe: Recipe) -> Recipe:
     key = _key(learner, batch, recipe)
     folder = cache_folder("speed")
     remembered = folder / f"{key}.json" if folder else None
-    if remembered and remembered.exists():
-        return replace(recipe, **json.loads(remembered.read_text()))
+    decision = _read(remembered, undecided) if remembered else None
+    if decision is not None:
+        return replace(recipe, **decision)
     current_progress().phase("measuring the fast path")
     chosen: dict[str, Any] = {name: _SLOW[name] for name in undecided}
     best = seconds_per_step(learner, batch, replace(recipe, **chosen))
@@ -58,7 +61,8 @@ def seconds_per_step(learner: Trainable, batch: Data, recipe: Recipe) -> float:
     optimizer = recipe.make_optimizer(groups)
     parameters = [p for group in groups for p in group["params"]]
     times = []
-    with accelerated(trial, recipe):
+    # Whatever the steps draw from the global generators must not be missing from the training that follows.
+    with seeded("speed"), accelerated(trial, recipe):
         for _ in range(3 + _STEPS):
             start = time.perf_counter()
             train_step(trial, batch, optimizer, parameters, recipe, device)
@@ -66,6 +70,16 @@ def seconds_per_step(learner: Trainable, batch: Data, recipe: Recipe) -> float:
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
     return sorted(times[3:])[_STEPS // 2]
+
+
+def _read(remembered: Path, undecided: list[str]) -> dict[str, Any] | None:
+    """The decision that was remembered; ``None`` if there is none, or none that makes sense."""
+    try:
+        decision = json.loads(remembered.read_text())
+        sound = set(decision) == set(undecided) and all(v in (_FAST[n], _SLOW[n]) for n, v in decision.items())
+        return dict(decision) if sound else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _key(learner: Trainable, batch: Data, recipe: Recipe) -> str:

@@ -56,6 +56,8 @@ def accelerated(learner: Trainable, recipe: Recipe) -> Iterator[Callable[[bool],
     Yields a switch back to the plain path for single steps, because operations inside compiled code can't be counted.
     """
     modules = list(learner.compute_modules())
+    before = [module._compiled_call_impl for module in modules]
+    plain_layout = [p for module in modules for p in module.parameters() if p.is_contiguous()]
     if recipe.channels_last == "on":
         for module in modules:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -66,7 +68,7 @@ def accelerated(learner: Trainable, recipe: Recipe) -> Iterator[Callable[[bool],
 
     @contextmanager
     def plain(wanted: bool) -> Iterator[None]:
-        if not (wanted and recipe.compile == "on"):
+        if not (wanted and any(compiled)):
             yield
             return
         _set_compiled(modules, [None] * len(modules))
@@ -78,11 +80,10 @@ def accelerated(learner: Trainable, recipe: Recipe) -> Iterator[Callable[[bool],
     try:
         yield plain
     finally:
-        if recipe.compile == "on":
-            _set_compiled(modules, [None] * len(modules))
+        _set_compiled(modules, before)
         if recipe.channels_last == "on":
-            for module in modules:
-                module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            for parameter in plain_layout:
+                parameter.data = parameter.data.contiguous()
 
 
 def _set_compiled(modules: list[nn.Module], implementations: list[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,9 +34,17 @@ class Setting:
         """The first ``base`` classes of a fixed permutation."""
         return self._part(slice(None, self.base))
 
-    def unseen_images(self) -> ImageData:
-        """The classes that the encoder never saw, numbered from 0."""
-        return self._part(slice(self.base, None))
+    def unseen_images(self, most: int | None = None) -> ImageData:
+        """The classes that the encoder never saw, numbered from 0; at ``most`` so many training images of each.
+
+        Fewer images are for methods that train the encoder on, which would otherwise take hours on a processor.
+        """
+        images = self._part(slice(self.base, None))
+        if most is None:
+            return images
+        labels = images.train.tensor("label")
+        rows = [(labels == label).nonzero().flatten()[:most] for label in range(len(images.classes))]
+        return replace(images, train=images.train[torch.cat(rows).sort().values])
 
     def _part(self, part: slice) -> ImageData:
         images = load_images(self.dataset, size=self.size)

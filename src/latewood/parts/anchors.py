@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from latewood.core.errors import DataError
 from latewood.parts.growing import Growing
 
 
@@ -103,4 +104,6 @@ def empirical_fisher(
         for name, gradient in each(parameters, rows.detach(), targets).items():
             total[name] += gradient.square().sum(0)
         samples += len(rows)
+    if not samples:
+        raise DataError("The Fisher information needs at least one sample.")
     return [value / samples for value in total.values()]

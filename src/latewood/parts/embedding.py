@@ -22,6 +22,8 @@ from latewood.parts.backbone import Backbone
 #: Rows are always embedded in whole blocks of this many neighbours of their table. The last bits of a matrix product
 #: depend on the batch it is part of; with fixed blocks an embedding is the same whoever asks for it, and in what order.
 _BLOCK = 256
+#: The embeddings of so many tables stay in memory, those used last.
+_TABLES = 8
 
 
 class Encoder(nn.Module):
@@ -41,7 +43,7 @@ class Encoder(nn.Module):
         object.__setattr__(self, "backbone", backbone.freeze())
         self._fingerprint = ""
         self._versions: tuple[tuple[int, int], ...] = ((0, 0),)
-        self._blocks: dict[tuple[str, int], tuple[Tensor, int]] = {}
+        self._tables: dict[str, dict[int, tuple[Tensor, int]]] = {}
 
     backbone: Backbone
 
@@ -78,10 +80,11 @@ class Encoder(nn.Module):
             flops = 0
             for number in wanted:
                 mine = (numbers == number).nonzero().flatten()
-                block, flops = self._block(data.base, number)
+                block, price = self._block(data.base, number)
                 features[mine] = block[rows[mine] - number * _BLOCK]
+                flops += price * len(mine)
                 progress.step()
-        meter.charge(flops * len(rows))
+        meter.charge(flops)
         return features.to(self._device)
 
     def named_modules(self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
@@ -101,22 +104,27 @@ class Encoder(nn.Module):
     def _block(self, base: Data, number: int) -> tuple[Tensor, int]:
         """The embeddings of one block of a table, and the FLOPs that each of its rows costs."""
         key = self._key(base)
-        folder = cache_folder("embeddings")
+        blocks = self._tables.pop(key, {})
+        self._tables[key] = blocks  # the last is the newest
+        while len(self._tables) > _TABLES:
+            del self._tables[next(iter(self._tables))]
+        if number in blocks:
+            return blocks[number]
+        # A table of less than a block, such as a photo to predict, is not worth a file.
+        folder = cache_folder("embeddings") if len(base) >= _BLOCK else None
         path = folder / key / f"{number:07d}.safetensors" if folder else None
-        if (key, number) in self._blocks:
-            return self._blocks[key, number]
         found = _read(path) if path else None
         if found is None:
             found = self._embed(base[number * _BLOCK : (number + 1) * _BLOCK])
             if path:
                 facts = {"flops_per_row": str(found[1]), "blake2b": _checksum(found[0])}
                 write_atomically(path, save({"features": found[0]}, facts))
-        self._blocks[key, number] = found
+        blocks[number] = found
         return found
 
     def _embed(self, rows: Data) -> tuple[Tensor, int]:
         with FlopCounterMode(display=False) as counter:
-            features = self.backbone(self.backbone.prepare(rows)).float().cpu()
+            features = self.backbone(self.backbone.prepare(rows)).float().cpu().contiguous()
         return features, counter.get_total_flops() // len(rows)
 
     def _key(self, base: Data) -> str:

@@ -44,8 +44,9 @@ class Memory(Growing):
 
     def replace(self, data: Data) -> None:
         """Hold exactly these rows."""
+        rows = _tensors(data)
         self._clear()
-        for name, column in _tensors(data).items():
+        for name, column in rows.items():
             self.register_buffer(_PREFIX + name, column)
 
     def widen(self, name: str, width: int) -> None:
@@ -96,6 +97,7 @@ class Reservoir(Memory):
 
     def add(self, data: Data, generator: torch.Generator) -> None:
         """Let rows pass, one after the other."""
+        _tensors(data[:1])  # what can't be kept is refused before anything changes
         room = max(0, self.capacity - len(self))
         if room:
             self._append(_tensors(data[:room]))

@@ -65,8 +65,6 @@ def _shared(record: Record) -> dict[str, str]:
     return {
         **{key: repr(value) for key, value in stream_of(record).items()},
         "list of metrics": metrics,
-        "number of experiences": str(record.length),
-        "list of probes": f"{len(record.probes)}, seen from {[probe.since for probe in record.probes]} on",
     }
 
 

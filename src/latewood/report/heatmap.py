@@ -102,7 +102,7 @@ class HeatMap:
 
     def _probe(self, column: int) -> str:
         """The name of a probe; its number if seeds differ in it, as with another order of classes for each."""
-        names = {record.probes[column].name for record in self.summary.records}
+        names = {r.probes[column].name for r in self.summary.records if column < len(r.probes)}
         return names.pop() if len(names) == 1 else str(column + 1)
 
 

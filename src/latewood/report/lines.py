@@ -24,7 +24,7 @@ def line_chart(summaries: Sequence[MethodSummary], metric: str, width: float, he
     room = max(text_width(f"{name} {score}", 12.5) for name, score in labels)
     y = scores([e for curve in curves for e in curve], metric, height - _BOTTOM, _TOP)
     left = max(text_width(label, 11.5) for label in y.labels()) + 12
-    x = whole(1, summaries[0].first.length, left + 10, width - room - 24, 10 if width > 500 else 6)
+    x = whole(1, max(s.length for s in summaries), left + 10, width - room - 24, 10 if width > 500 else 6)
     lines = [_series(s, i, curves[i], metric, x, y) for i, s in enumerate(summaries)]
     names = _names(labels, curves, x, y, width - room)
     label = f"Line chart: {quantities.words(metric)}, averaged over the probes seen so far, after each experience."

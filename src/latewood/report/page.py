@@ -61,7 +61,7 @@ def render(summaries: Sequence[MethodSummary], title: str | None = None) -> str:
 def _header(summaries: Sequence[MethodSummary], metric: str, title: str) -> Markup:
     toggle = tag("button", _half_moon(), type="button", class_="toggle", hidden="", aria_label="Switch between light and dark")
     words = tag("div", tag("p", "Latewood report", class_="eyebrow"), tag("h1", title), class_="title")
-    top = tag("div", emblem(summaries[0].first.length), words, toggle, class_="top")
+    top = tag("div", emblem(max(s.length for s in summaries)), words, toggle, class_="top")
     return tag("header", top, lead(summaries, metric), notices(summaries), facts(summaries))
 
 

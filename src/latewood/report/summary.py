@@ -61,6 +61,11 @@ class MethodSummary:
         return self.records[0]
 
     @property
+    def length(self) -> int:
+        """The number of experiences, the largest of all seeds."""
+        return max(record.length for record in self.records)
+
+    @property
     def seeds(self) -> list[Any]:
         """The seeds of the runs."""
         return [record.config.get("seed") for record in self.records]
@@ -71,13 +76,14 @@ class MethodSummary:
         return [record for record in self.records if not record.complete]
 
     def curve(self, metric: str) -> list[Estimate]:
-        """The average score after each experience, over seeds; one estimate for each experience of the stream."""
-        curves = [_padded(record.curve(metric), self.first.length) for record in self.records]
+        """The average score after each experience, over the seeds that have one; a stream may be longer with one seed."""
+        curves = [_padded(record.curve(metric), (self.length,)) for record in self.records]
         return [Estimate.of(values) for values in zip(*curves, strict=True)]
 
     def matrix(self, metric: str) -> Matrix:
         """The score matrix, mean over seeds, shape ``(experiences, probes)``; NaN where no seed has a score."""
-        stack = np.stack([_padded(record.matrix(metric), self.first.length) for record in self.records])
+        shape = self.length, max(len(record.probes) for record in self.records)
+        stack = np.stack([_padded(record.matrix(metric), shape) for record in self.records])
         known = ~np.isnan(stack)
         total = known.sum(0)
         return np.asarray(np.where(total > 0, np.where(known, stack, 0.0).sum(0) / np.maximum(total, 1), math.nan))
@@ -180,7 +186,8 @@ def _record_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def _padded(values: Matrix, length: int) -> Matrix:
-    """``values`` with rows of NaN for the experiences that are not learned yet."""
-    missing = np.full((length - len(values), *values.shape[1:]), math.nan)
-    return np.concatenate([values, missing])
+def _padded(values: Matrix, shape: tuple[int, ...]) -> Matrix:
+    """``values`` with NaN for the experiences that are not learned yet, and for those and the probes that this seed lacks."""
+    padded = np.full(shape, math.nan)
+    padded[tuple(slice(0, size) for size in values.shape)] = values
+    return padded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def make_stream(name: str, settings: Mapping[str, Any] | None = None, seed: int 
     >>> make_stream("split-digits", {"steps": "2"}).name
     'split-digits'
     """
+    if not isinstance(settings or {}, Mapping):
+        raise ConfigurationError("stream has settings; set one of them, such as stream.steps.")
     entry, dataset = stream_entry(name)
     builder, settings = entry.load(), dict(settings or {})
     if "seed" in configure.parameters_of(builder):
@@ -36,9 +39,10 @@ def make_stream(name: str, settings: Mapping[str, Any] | None = None, seed: int 
 def stream_entry(name: str) -> tuple[registry.Entry, str]:
     """The builder and the data set that a stream's name stands for."""
     fitting = [e for e in registry.entries("streams") if name.startswith((f"{e.name}-", f"{e.name}:"))]
-    if not fitting:
+    if not fitting or name[len(fitting[0].name) + 1 :].strip() == "":
         scenarios = [entry.name for entry in registry.entries("streams")]
-        hint = registry.nearest(name.split("-", maxsplit=1)[0], scenarios)
+        scenario = re.split("[-:]", name, maxsplit=1)[0]
+        hint = "" if scenario in scenarios else registry.nearest(scenario, scenarios)
         raise ConfigurationError(f"There is no stream {name!r}; a name is <scenario>-<data set>, such as split-digits{hint}.")
     entry = max(fitting, key=lambda e: len(e.name))
     return entry, name[len(entry.name) + 1 :]
@@ -67,11 +71,14 @@ def make_learner(method: str, stream: Stream, settings: Mapping[str, Any] | None
 
 def make_backbone(wanted: str | Mapping[str, Any], learner: type[Learner], stream: Stream) -> Any:
     """The backbone that settings ask for, made for the stream's data."""
+    if not isinstance(wanted, str | Mapping):
+        raise ConfigurationError(f"backbone names a net, or has settings such as backbone.name, but it is {wanted!r}.")
     settings = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
     frozen = configure.validate(settings.pop("frozen", False), bool, "backbone.frozen")
     nets = importlib.import_module(f"latewood.{stream.wing}.nets")
     name = settings.pop("name", None) or nets.default_backbone(learner, stream.example)
-    if "/" in name or Path(name).is_dir():  # on a hub, or a folder in a hub's form
+    known = {entry.name for entry in registry.entries("nets", stream.wing)}
+    if name not in known and ("/" in name or Path(name).is_dir()):  # on a hub, or a folder in a hub's form
         settings, name = {**settings, "name": name}, "hub"
     builder = registry.find("nets", name, stream.wing).load()
     backbone = configure.build(builder, settings, "backbone", example=stream.example)

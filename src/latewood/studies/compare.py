@@ -42,6 +42,8 @@ def compare(
     stream_settings = everything.pop("stream", {})
     wing = stream_entry(stream)[0].wing
     entries = {method: registry.find("learners", method, wing) for method in methods}
+    _check_once("method", [entries[method].name for method in methods])
+    _check_once("seed", [str(number) for number in numbers])
     own = settings_by_method(entries, everything)
     first = make_stream(stream, stream_settings, numbers[0])
     for method in methods:
@@ -53,8 +55,30 @@ def compare(
             learner = make_learner(method, arrivals, own[method], seed)
             folder = Path(to) / entries[method].name / f"seed-{seed}" if to is not None else None
             how: dict[str, Any] = {"device": device, "transfer": transfer, "progress": progress}
-            records.append(run(learner, arrivals, to=folder, seed=seed, settings={"method": method}, **how))
+            records.append(run(learner, arrivals, to=folder, seed=seed, settings={"method": entries[method].name}, **how))
     return records
+
+
+def _check_once(what: str, names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigurationError(f"The {what} {twice[0]} is named twice; each makes one run for each of the others.")
+
+
+def settings_of(method: str, wing: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one method alone: the shared ones, then those under its name."""
+    return settings_by_method({method: registry.find("learners", method, wing)}, settings)[method]
+
+
+def relevant(settings: Mapping[str, Any], methods: Sequence[str], wing: str) -> dict[str, Any]:
+    """What of a file of settings, written for many methods, concerns these.
+
+    Left out is what another method of the wing is called or has as a parameter; what no method knows stays, to be told.
+    """
+    chosen = {entry.name: entry for entry in (registry.find("learners", method, wing) for method in methods)}
+    mine = {*chosen, *methods}.union(*(configure.settable(entry.load()) for entry in chosen.values()))
+    others = [entry for entry in registry.entries("learners", wing) if entry.name not in chosen]
+    foreign = {entry.name for entry in others}.union(*(configure.settable(entry.load()) for entry in others))
+    return {name: value for name, value in settings.items() if name in mine or name not in foreign}
 
 
 def settings_by_method(entries: Mapping[str, registry.Entry], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -68,11 +92,15 @@ def settings_by_method(entries: Mapping[str, registry.Entry], settings: Mapping[
     for name in shared:
         if not any(name in names for names in settable.values()):
             known = {n for names in settable.values() for n in names} | labels
-            raise ConfigurationError(f"None of these methods has a parameter {name!r}{registry.nearest(name, known)}.")
+            who = f"{next(iter(entries))} has no" if len(entries) == 1 else "None of these methods has a"
+            raise ConfigurationError(f"{who} parameter {name!r}{registry.nearest(name, known)}.")
     result = {}
     for method, entry in entries.items():
         mine = {name: value for name, value in shared.items() if name in settable[method]}
         for label in dict.fromkeys((entry.name, method)):
-            mine = configure.merged(mine, settings.get(label, {}))
+            own = settings.get(label, {})
+            if not isinstance(own, Mapping):
+                raise ConfigurationError(f"{label} is a method; set one of its parameters, such as {label}.<name>.")
+            mine = configure.merged(mine, own)
         result[method] = mine
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,6 +39,13 @@ def test_pixels_stay_of_their_type_and_size() -> None:
     floating = rotated(white(torch.float32), steps=3)[1].train["image"]
     assert floating.dtype == torch.float32
     assert floating.shape == (4, 3, 9, 9)
+
+
+def test_pixels_are_rounded_to_the_nearest_number() -> None:
+    images = load_images("digits")
+    floating = replace(images, train=images.train.with_columns(image=images.train["image"] / 255))
+    exact = 255 * rotated(floating, steps=2, degrees=30)[1].train["image"]
+    assert (rotated(images, steps=2, degrees=30)[1].train["image"] - exact).abs().max() <= 0.5 + 1e-3
 
 
 def test_what_turns_in_from_outside_is_black_and_the_middle_stays() -> None:

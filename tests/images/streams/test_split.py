@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -230,9 +231,25 @@ def test_a_seed_that_numpy_does_not_take_gets_a_sentence(seed: int) -> None:
 # What identifies it
 
 
-def test_other_rows_of_the_same_table_are_another_stream() -> None:
-    """A run on the first half of the images must not continue on the second."""
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("change", ["other rows", "another row in the middle", "another order", "fewer rows"])
+def test_other_rows_of_the_same_table_are_another_stream(part: str, change: str) -> None:
+    """A run on one half of the images must not continue on the other."""
     images = load_images("digits")
-    halves = [images.train[:700], images.train[700:]]
-    streams = [split(ImageData("half", half, images.test, images.classes)) for half in halves]
-    assert streams[0].config != streams[1].config
+    table = getattr(images, part)
+    rows = torch.arange(len(table) - 10)
+    others = {
+        "other rows": rows + 10,
+        "another row in the middle": rows.where(rows != 150, torch.tensor(len(table) - 1)),
+        "another order": rows.flip(0),
+        "fewer rows": rows[:-1],
+    }[change]
+    configs = [split(replace(images, **{part: table[chosen]})).config for chosen in (rows, rows.clone(), others)]
+    assert configs[0] == configs[1]
+    assert configs[0] != configs[2]
+
+
+def test_the_rows_of_a_table_in_another_order_are_another_stream() -> None:
+    images = load_images("digits")
+    shuffled = replace(images, train=images.train[torch.arange(len(images.train)).flip(0)])
+    assert split(shuffled).config != split(images).config

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from latewood import Recipe
 from latewood.core.data import Data
 from latewood.core.errors import ConfigurationError
 from latewood.core.learner import Learner
-from latewood.core.loop import Recipe
 from latewood.core.run import run
 from latewood.core.stream import Stream
 from latewood.images.datasets import load_images
@@ -26,8 +26,7 @@ def learners(stream: Stream) -> list[Learner]:
 
 
 def test_the_samples_are_those_of_split() -> None:
-    settings = {"steps": 4, "base": 3, "seed": 7}
-    revealed, hidden = tasks("digits", **settings), split("digits", **settings)
+    revealed, hidden = (make("digits", steps=4, base=3, seed=7) for make in (tasks, split))
     for a, b in zip(revealed, hidden, strict=True):
         assert (a.index, a.classes) == (b.index, b.classes)
         assert all(torch.equal(a.train[name], b.train[name]) for name in ("image", "label"))

@@ -39,6 +39,8 @@ def class_groups(count: int, division: Division) -> list[tuple[int, ...]]:
     steps, base, increment, seed, groups = division
     if groups is not None:
         return _checked_groups(count, groups)
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ConfigurationError(f"seed must lie between 0 and 2**32 - 1, but it is {seed}.")
     order = np.arange(count) if seed is None else np.random.RandomState(seed).permutation(count)
     if not 0 <= base <= count:
         raise ConfigurationError(f"base must lie between 0 and the number of classes ({count}), but it is {base}.")
@@ -78,9 +80,12 @@ def in_steps(scenario: str, dataset: str | ImageData, size: int | None, division
         step_of[list(group)] = step
 
     def rows(part: Data, step: int) -> Data:
-        steps = step_of[part.tensor("label")]
-        table = part.with_columns(task=steps) if reveal_task else part
-        return table[(steps == step).nonzero().flatten()]
+        chosen = part.rows[step_of[part.tensor("label")] == step]
+        if not reveal_task:
+            return part.base[chosen]
+        # The column is added to the whole table, which copies nothing and keeps its embeddings; labels below 0 are left out.
+        labels = part.base.tensor("label")
+        return part.base.with_columns(task=torch.where(labels >= 0, step_of[labels], -1))[chosen]
 
     def build(step: int) -> Experience:
         return Experience(step, rows(images.train, step), groups[step], step if reveal_task else None)
@@ -109,4 +114,10 @@ def domain_incremental(
 
 def contents(images: ImageData) -> dict[str, str]:
     """What identifies the images in a stream's configuration: a changed data set must not continue an old run."""
-    return {"train": images.train.fingerprint(), "test": images.test.fingerprint()}
+    return {name: _identity(part) for name, part in (("train", images.train), ("test", images.test))}
+
+
+def _identity(part: Data) -> str:
+    """The contents of the table, and which of its rows these are."""
+    whole = len(part) == len(part.base)
+    return part.fingerprint() if whole else Data(table=[part.fingerprint()], rows=[part.rows]).fingerprint()

@@ -11,7 +11,7 @@ from latewood.images.streams._common import contents, domain_incremental
 
 
 def domains(dataset: str, *, size: int | None = None) -> Stream:
-    """One arrival for each of the data sets that ``dataset`` names, separated by commas: ``domains-mnist,usps``.
+    """One arrival for each of the data sets that ``dataset`` names, separated by commas: ``domains-mnist,fashion-mnist``.
 
     Label ``i`` must mean the same in all of them, so they must have the same number of classes; images must have one
     size (``size`` resizes them). Errors: :class:`~latewood.core.errors.ConfigurationError` if they differ.

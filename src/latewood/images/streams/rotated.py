@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from latewood.core.data import Data
@@ -20,6 +22,8 @@ def rotated(dataset: str | ImageData, *, steps: int = 5, degrees: float = 90.0, 
     """
     if steps < 1:
         raise ConfigurationError(f"steps must be at least 1, but it is {steps}.")
+    if not math.isfinite(degrees):
+        raise ConfigurationError(f"degrees must be a number, but it is {degrees}.")
     images = load_images(dataset, size=size)
     angles = [degrees * step / max(1, steps - 1) for step in range(steps)]
     config = {"dataset": images.name, "size": size, "steps": steps, "degrees": degrees}

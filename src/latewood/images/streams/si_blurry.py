@@ -41,6 +41,8 @@ def si_blurry(
     >>> sum(len(experience.train) for experience in stream) <= 1500
     True
     """
+    if every is not None and every < 1:
+        raise ConfigurationError(f"every must be at least 1 sample, but it is {every}.")
     images = load_images(dataset, size=size)
     tasks = si_blurry_tasks(images.train.tensor("label"), len(images.classes), steps, disjoint, blurry, seed)
     arrivals = [part for task in tasks for part in (task.split(every) if every else (task,)) if len(part)]
