@@ -361,6 +361,7 @@ def test_docstrings_become_markdown() -> None:
     assert 'identifier="latewood.core.record.Record.last_of"' in record["last"].docstring.value
     assert "```pycon\n>>> record = Record(" in record.docstring.value
     assert "**Errors:**" in record["from_json"].docstring.value
-    assert package["core.learner.Learner.deployed"].docstring.value.startswith("The attributes that are the network and its head")
+    about = package["core.learner.Learner.deployed"].docstring.value
+    assert about.startswith("The attributes that are the network and its head")
     table = hooks.paper_table(hooks.papers())
     assert len(re.findall(r"^\| \d+ \|", table, re.MULTILINE)) == len(hooks.papers())

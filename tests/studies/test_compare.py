@@ -140,7 +140,7 @@ def test_a_methods_settings_go_by_its_name_or_the_spelling_that_was_used(spellin
 def test_what_is_wrong_with_no_method_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigurationError, match=r"None of these methods has a parameter 'memroy' \(did you mean 'memory'\?\)"):
         settings_by_method(entries("nmc", "replay"), {"memroy": 5})
-    with pytest.raises(ConfigurationError, match="nmc has no parameter 'memory'"):
+    with pytest.raises(ConfigurationError, match="None of these methods has a parameter 'memory'"):
         settings_by_method(entries("nmc", "slda"), {"memory": 5})
     with pytest.raises(ConfigurationError, match="nmc has no parameter 'memory'"):
         settings_by_method(entries("nmc"), {"memory": 5})
