@@ -165,13 +165,15 @@ def test_another_spelling_of_a_method_is_the_same_run() -> None:
 
 
 def test_compare_prints_a_table_and_writes_page_and_records(place: Path) -> None:
-    output = latewood("compare", "nmc", "slda", *SPLIT, "--seeds", 2, "--to", "out", "--set", "stream.steps=2").stdout
+    given = ("--seeds", 2, "--transfer", "--to", "out", "--set", "stream.steps=2")
+    output = latewood("compare", "nmc", "slda", *SPLIT, *given).stdout
     assert "nmc" in output
     assert "slda" in output
     assert f"Report: {Path('out/report.html')}" in output
     assert "slda" in (place / "out" / "report.html").read_text()
     found = sorted(str(file.parent.relative_to(place)) for file in place.rglob("record.json"))
     assert found == ["out/nmc/seed-0", "out/nmc/seed-1", "out/slda/seed-0", "out/slda/seed-1"]
+    assert all(Record.load(place / folder).baseline is not None for folder in found)
 
 
 def test_compare_as_json_holds_scores_and_costs_of_every_method_the_best_first(place: Path) -> None:

@@ -252,9 +252,11 @@ def main() -> None:
     except LatewoodError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(USER_ERROR)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
+    except (SystemExit, KeyboardInterrupt) as end:
+        # typer makes an exit of an interrupt that comes within a command.
+        if isinstance(end, KeyboardInterrupt) or end.code == INTERRUPTED:
             typer.echo("Interrupted; the same command continues where this one stopped.", err=True)
+            sys.exit(INTERRUPTED)
         raise
 
 

@@ -51,6 +51,8 @@ def class_groups(count: int, division: Division) -> list[tuple[int, ...]]:
         parts = [rest[start : start + increment] for start in range(0, len(rest), increment)]
     else:
         later = steps - (base > 0)
+        if later == 0 and not len(rest):
+            return [tuple(order.tolist())]
         if not 1 <= later <= len(rest):
             raise ConfigurationError(f"{count} classes with a base of {base} can't be divided into {steps} arrivals.")
         parts = np.array_split(rest, later)
@@ -119,5 +121,5 @@ def contents(images: ImageData) -> dict[str, str]:
 
 def _identity(part: Data) -> str:
     """The contents of the table, and which of its rows these are."""
-    whole = len(part) == len(part.base)
+    whole = torch.equal(part.rows, torch.arange(len(part.base)))
     return part.fingerprint() if whole else Data(table=[part.fingerprint()], rows=[part.rows]).fingerprint()

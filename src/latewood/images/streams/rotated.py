@@ -24,6 +24,8 @@ def rotated(dataset: str | ImageData, *, steps: int = 5, degrees: float = 90.0, 
         raise ConfigurationError(f"steps must be at least 1, but it is {steps}.")
     if not math.isfinite(degrees):
         raise ConfigurationError(f"degrees must be a number, but it is {degrees}.")
+    if degrees == 0 and steps > 1:
+        raise ConfigurationError("degrees must not be 0 where more than one arrival is to be turned.")
     images = load_images(dataset, size=size)
     angles = [degrees * step / max(1, steps - 1) for step in range(steps)]
     config = {"dataset": images.name, "size": size, "steps": steps, "degrees": degrees}

@@ -28,7 +28,7 @@ def si_blurry(
 
     ``disjoint`` percent of the classes live in one of the ``steps`` tasks each; the others are blurry: ``blurry`` percent of
     their samples leave their home task and are dealt to others. How many classes and how many strangers a task gets is
-    random. Classes beyond a multiple of ``steps`` are dropped, as in the authors' sampler; unlike there the samples that
+    random; a stranger may be dealt back to where it came from. Classes beyond a multiple of ``steps`` are dropped, as in the authors' sampler; unlike there the samples that
     leave a task are drawn at random and are not the first of the data set.
 
     ``every`` cuts tasks into arrivals of that many samples, which gives the any-time curve of the paper (1000 there);
