@@ -27,9 +27,9 @@ def si_blurry(
     """The stochastic blurry stream of Moon et al., 2023 (arXiv 2308.09303): generalized class-incremental learning.
 
     ``disjoint`` percent of the classes live in one of the ``steps`` tasks each; the others are blurry: ``blurry`` percent of
-    their samples leave their home task and are dealt to others. How many classes and how many strangers a task gets is
-    random; a stranger may be dealt back to where it came from. Classes beyond a multiple of ``steps`` are dropped, as in the authors' sampler; unlike there the samples that
-    leave a task are drawn at random and are not the first of the data set.
+    their samples leave their home task and are dealt out again, some of them to where they came from. How many classes and
+    how many strangers a task gets is random. Classes beyond a multiple of ``steps`` are dropped, as in the authors'
+    sampler; unlike there the samples that leave a task are drawn at random and are not the first of the data set.
 
     ``every`` cuts tasks into arrivals of that many samples, which gives the any-time curve of the paper (1000 there);
     without it each task is one arrival. A task that chance leaves empty makes no arrival. The task is never revealed.
