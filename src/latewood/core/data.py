@@ -242,8 +242,10 @@ def _select(rows: Rows, key: Any) -> Rows:
 
 
 def _as_index(key: Any, count: int) -> Tensor:
+    if isinstance(key, range):
+        return torch.arange(len(key)) * key.step + key.start
     try:
-        index = torch.as_tensor(list(key) if isinstance(key, range) else key).cpu()
+        index = torch.as_tensor(key).cpu()
     except (TypeError, ValueError, RuntimeError):
         raise DataError(f"Rows are named by an index, a slice, indices or a mask, but not by a {type(key).__name__}.") from None
     if index.numel() == 0 and index.dim() == 1 and index.dtype != torch.bool:
