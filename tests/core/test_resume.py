@@ -447,6 +447,20 @@ def test_a_finished_run_can_be_read_where_nothing_can_be_written(tmp_path: Path,
     assert run(Regression(), lines(), to=tmp_path, device="cpu") == record
 
 
+def test_two_processes_can_not_work_in_one_folder(tmp_path: Path) -> None:
+    run(Regression(), lines(), to=tmp_path, device="cpu")
+    script = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX);"
+    script += "print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run.json")], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(StorageError, match="Another process is working in"):
+            run(Regression(), lines(), to=tmp_path, device="cpu")
+        other.kill()
+        other.wait()
+        assert run(Regression(), lines(), to=tmp_path, device="cpu").complete  # a dead process holds nothing
+
+
 def test_a_learner_from_a_finished_run_predicts_as_the_one_that_ran(tmp_path: Path) -> None:
     """It is in evaluation mode, like the one that ran: dropout must not disturb its predictions."""
     first, again = Regression(), Regression()

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from latewood.core.errors import StorageError
 
@@ -68,6 +69,24 @@ def _replace(path: Path, make: Callable[[Path], None]) -> None:
         if _is_write_failure(error):
             raise StorageError(f"Could not write {path}: {_reason(error)}. What was saved before is untouched.") from error
         raise
+
+
+def lock(path: Path) -> BinaryIO:
+    """Open a file and hold it for this process alone until it is closed, or the process dies.
+
+    Errors: :class:`StorageError` if another process holds it. Where the system has no such locks, nothing is held.
+    """
+    handle = path.open("rb")
+    try:
+        import fcntl  # absent on Windows
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise StorageError(f"Another process is working in {path.parent}; wait for it, or choose another folder.") from None
+    except (ImportError, OSError):
+        pass  # Windows, or a network disk without locks
+    return handle
 
 
 def sweep_temporaries(folder: Path) -> None:

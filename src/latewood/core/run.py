@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from latewood.core.checkpoint import Checkpoints, tensors_of
 from latewood.core.cost import Cost, PeakMemory, metered, state_bytes
 from latewood.core.errors import CheckpointError, ConfigurationError, DataError
 from latewood.core.experience import Experience
-from latewood.core.files import is_temporary, sweep_temporaries, write_atomically
+from latewood.core.files import is_temporary, lock, sweep_temporaries, write_atomically
 from latewood.core.learner import Learner
 from latewood.core.loop import resolve_device
 from latewood.core.probe import Probe
@@ -47,7 +48,8 @@ def run(
     needs. ``settings`` are facts to keep in the record beside the configuration.
 
     The learner ends as it is after the last experience. Errors: :class:`~latewood.core.errors.CheckpointError` for a
-    folder of another run; :class:`~latewood.core.errors.StorageError` if saving fails (what was saved stays whole).
+    folder of another run; :class:`~latewood.core.errors.StorageError` if another process is working in the folder, or
+    saving fails (what was saved stays whole).
 
     >>> from latewood.images.learners.nmc import NMC
     >>> from latewood.images.nets import pixels
@@ -72,8 +74,8 @@ def run(
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"The configuration can't be kept as JSON: {error}.") from error
     learner.to(where)
-    with showing(progress or default_progress()) as display, deterministic():
-        place = _Place(Path(to), configuration, display) if to is not None else None
+    with showing(progress or default_progress()) as display, deterministic(), ExitStack() as stack:
+        place = stack.enter_context(closing(_Place(Path(to), configuration, display))) if to is not None else None
         record = place.resume(learner) if place else None
         if record is None:
             record = _new_record(configuration, stream)
@@ -185,7 +187,12 @@ class _Place:
             if folder.exists() and any(p for p in folder.iterdir() if not is_temporary(p)):
                 raise CheckpointError(f"{folder} holds files that are not a run's; choose an empty or a new folder.")
             write_atomically(marker, json.dumps(configuration, indent=1))
+        self._lock = lock(marker)
         sweep_temporaries(folder)
+
+    def close(self) -> None:
+        """Let other processes in."""
+        self._lock.close()
 
     def resume(self, learner: Learner) -> Record | None:
         newest = self.checkpoints.newest(self.display.tell)
