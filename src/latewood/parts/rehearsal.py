@@ -17,6 +17,8 @@ from latewood.parts.memory import Exemplars, herding
 def normalised_features(net: Classifier, data: Data, batch_size: int = 512) -> Tensor:
     """L2-normalised features of rows in evaluation mode (no augmentation), shape ``(n, width)``."""
     net.eval()
+    if not len(data):
+        return torch.empty(0, net.backbone.width, device=net.head.weight.device)
     return torch.cat([F.normalize(net.backbone(net.prepare(batch))) for batch in data.batches(batch_size)])
 
 

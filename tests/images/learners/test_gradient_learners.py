@@ -97,6 +97,14 @@ def test_it_learns_what_arrives(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNERS)
+def test_no_rows_get_no_predictions_and_no_class_gets_minus_one(name: str) -> None:
+    learner = made(name, Recipe(lr=0.05))
+    assert learner.predict(STREAM.probes[0].data).unique().tolist() == [-1]
+    learner.learn(STREAM[0])
+    assert learner.predict(STREAM.probes[0].data[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
 def test_told_the_task_it_chooses_among_that_tasks_classes(name: str) -> None:
     stream = tasks("digits", steps=5)
     learner = learn(made(name, Recipe(lr=0.05)), stream)
