@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from latewood.core import checkpoint
+from latewood.core.data import Data
 from latewood.core.errors import CheckpointError
 from latewood.core.experience import Experience
 from latewood.core.files import cache_folder
@@ -18,6 +20,7 @@ from latewood.images.datasets import ImageData, load_images
 from latewood.images.learners.finetune import Finetune
 from latewood.images.nets.resnet32 import resnet32
 from latewood.parts.backbone import Backbone
+from latewood.parts.embedding import Encoder
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,24 @@ def trained(setting: Setting) -> Backbone:
     if folder and not (folder / name).exists():
         checkpoint.save(folder / name, checkpoint.tensors_of(backbone), {"setting": repr(setting)})
     return backbone.eval()
+
+
+class Embedded(Backbone):
+    """Features that were computed before, as a backbone that leaves them as they are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__("features", (width,), {"name": "embedded", "width": width})
+        self.width = width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+def embedded(backbone: Backbone, images: ImageData) -> tuple[Embedded, ImageData]:
+    """The features of a frozen backbone in place of the images: what trains a head on them need not compute them again."""
+    encoder = Encoder(backbone)
+    train, test = (Data(features=encoder(part), label=part["label"]) for part in (images.train, images.test))
+    return Embedded(backbone.width), replace(images, train=train, test=test)
 
 
 def percent(values: Sequence[float]) -> float:

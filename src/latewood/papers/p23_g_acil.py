@@ -125,6 +125,7 @@ def _generalized(dataset: str) -> Verdict:
     from latewood.papers import _encoders as encoders
 
     backbone, images, expansion, gamma = _setting(dataset)
+    backbone, images = encoders.embedded(backbone, images)
     anytime: dict[str, list[float]] = {}
     last: dict[str, list[float]] = {}
     for seed in SEEDS:
@@ -132,7 +133,7 @@ def _generalized(dataset: str) -> Verdict:
         learners = {
             "G-ACIL": GACIL(backbone, expansion, gamma),
             "SLDA": SLDA(backbone),
-            "linear head with replay 500": Replay(backbone.freeze(), memory=500, recipe=Recipe(lr=0.1)),
+            "linear head with replay 500": Replay(backbone, memory=500, recipe=Recipe(lr=0.1)),
         }
         for name, learner in learners.items():
             record = run(learner, stream, seed=seed, device="cpu")
