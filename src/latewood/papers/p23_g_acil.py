@@ -59,13 +59,15 @@ def _order_invariance(dataset: str) -> Verdict:
     numbers["softmax head, class-sorted"] = 100 * _softmax_head(reference, images, sort=True)
     numbers["softmax head, shuffled"] = 100 * _softmax_head(reference, images, sort=False)
     same = len({numbers[name] for name in streams}) == 1
-    holds = same and max(differences) < 1e-8 and numbers["softmax head, class-sorted"] < numbers["class-sorted"] - 30
+    # Where the accuracy is low, 30 points below it there is nothing; then half of it must be lost.
+    margin = min(30.0, numbers["class-sorted"] / 2)
+    holds = same and max(differences) < 1e-8 and numbers["softmax head, class-sorted"] < numbers["class-sorted"] - margin
     return Verdict(
         holds,
         numbers,
         f"Final accuracy in % on {len(images.classes)} classes of {dataset}; it holds if all orders give the same accuracy, "
         "the weights equal the joint ridge solution to 1e-8, and a softmax head trained in one class-sorted pass on the same "
-        "expanded features lies 30 points below.",
+        "expanded features lies 30 points below (or at half, where the accuracy is under 60).",
     )
 
 
