@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from latewood.core.version import __version__
 
 if TYPE_CHECKING:
     from latewood.core.data import Data, concat
@@ -21,20 +21,22 @@ if TYPE_CHECKING:
     from latewood.core.record import Record
     from latewood.core.run import run
     from latewood.core.stream import Stream
+    from latewood.model.model import Model
 
 # Imported on first use: torch takes seconds to import, and `latewood --help` must not wait for it.
 _HOMES = {
-    "Data": "data",
-    "concat": "data",
-    "LatewoodError": "errors",
-    "GradientLearner": "learner",
-    "Learner": "learner",
-    "Recipe": "recipe",
-    "Probe": "probe",
-    "Record": "record",
-    "run": "run",
-    "Experience": "experience",
-    "Stream": "stream",
+    "Data": "core.data",
+    "concat": "core.data",
+    "LatewoodError": "core.errors",
+    "GradientLearner": "core.learner",
+    "Learner": "core.learner",
+    "Model": "model.model",
+    "Recipe": "core.recipe",
+    "Probe": "core.probe",
+    "Record": "core.record",
+    "run": "core.run",
+    "Experience": "core.experience",
+    "Stream": "core.stream",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "GradientLearner",
     "LatewoodError",
     "Learner",
+    "Model",
     "Probe",
     "Recipe",
     "Record",
@@ -56,4 +59,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'latewood' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"latewood.core.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"latewood.{_HOMES[name]}"), name)

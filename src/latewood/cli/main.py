@@ -1,7 +1,8 @@
 """``latewood``: every command, its options, and the exit status that scripts can rely on.
 
 0: done, and every checked claim holds. 1: a defect of Latewood. 2: something that the user can put right, told in one
-sentence. 4: a checked claim does not hold. 130: interrupted; the same command continues.
+sentence. 3: the gate of a model directory holds an update back. 4: a checked claim does not hold. 130: interrupted; the
+same command continues.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latewood.cli import model
 from latewood.core.errors import LatewoodError
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+
+RESEARCH = "Methods, scenarios and papers"
+app.registered_commands += model.app.registered_commands
 
 USER_ERROR, CLAIM_FAILS, INTERRUPTED = 2, 4, 130
 
@@ -63,7 +68,7 @@ Transfer = Annotated[bool, typer.Option("--transfer", help="Also score what is n
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
 
 
-@app.command()
+@app.command(rich_help_panel=RESEARCH)
 def run(
     method: Method,
     stream: StreamName,
@@ -92,7 +97,7 @@ def run(
     _print_json(record.to_json()) if json else show_record(record)
 
 
-@app.command()
+@app.command(rich_help_panel=RESEARCH)
 def compare(
     methods: Methods,
     stream: StreamName,
@@ -112,7 +117,7 @@ def compare(
     _report(records, to / "report.html", json)
 
 
-@app.command()
+@app.command(rich_help_panel=RESEARCH)
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold such.")],
     out: Annotated[
@@ -126,13 +131,13 @@ def report(
     _report(load_records(folders), out or folders[0] / "report.html", json)
 
 
-@app.command()
+@app.command(rich_help_panel=RESEARCH)
 def methods(json: Json = False) -> None:
     """List the methods."""
     _list("learners", json)
 
 
-@app.command()
+@app.command(rich_help_panel=RESEARCH)
 def streams(
     name: Annotated[str | None, typer.Argument(help="Show what arrives in this stream.", autocompletion=_streams)] = None,
     seed: Annotated[int, typer.Option(help="Decides the order of classes.")] = 0,
@@ -157,7 +162,7 @@ def streams(
         typer.echo(stream.summary())
 
 
-@app.command()
+@app.command(rich_help_panel=RESEARCH)
 def papers(json: Json = False) -> None:
     """List the fifty papers and which of them are built."""
     from latewood.cli.show import show_papers
@@ -171,7 +176,7 @@ def papers(json: Json = False) -> None:
         show_papers(everything)
 
 
-@app.command()
+@app.command(rich_help_panel=RESEARCH)
 def check(
     paper: Annotated[str | None, typer.Argument(help="Name or number of a paper.", autocompletion=_papers)] = None,
     all: Annotated[bool, typer.Option("--all", help="Every paper that is built.")] = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latewood.core.errors import CheckpointError
-from latewood.core.files import sweep_temporaries, write_folder_atomically
+from latewood.core.files import checksum, sweep_temporaries, write_folder_atomically
 
 FORMAT = 1
 _TENSORS, _INFO, _MANIFEST = "state.safetensors", "info.json", "manifest.json"
@@ -28,9 +27,9 @@ def save(folder: Path, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> 
     """
 
     def fill(temporary: Path) -> None:
-        save_file(_untied(state), temporary / _TENSORS)
+        write_tensors(temporary / _TENSORS, state)
         (temporary / _INFO).write_text(json.dumps(info))
-        sums = {name: _checksum(temporary / name) for name in (_TENSORS, _INFO)}
+        sums = {name: checksum(temporary / name) for name in (_TENSORS, _INFO)}
         (temporary / _MANIFEST).write_text(json.dumps({"format": FORMAT, "blake2b": sums}))
 
     write_folder_atomically(folder, fill)
@@ -46,7 +45,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 "use the version that wrote it, or choose another folder."
             )
         for name in (_TENSORS, _INFO):
-            if _checksum(folder / name) != manifest["blake2b"][name]:
+            if checksum(folder / name) != manifest["blake2b"][name]:
                 raise CheckpointError(f"{folder / name} is damaged: its checksum is not the one that was written.")
         return load_file(folder / _TENSORS), json.loads((folder / _INFO).read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -115,9 +114,9 @@ def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file. Its bytes depend only on names, shapes, types and values, not on order or device."""
+    save_file(_untied(tensors), path)
 
 
 def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:

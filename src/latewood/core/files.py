@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,20 +57,90 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     _replace(path, make)
 
 
+def write_by_checksum(folder: Path, place: Callable[[str], Path], fill: Callable[[Path], None]) -> str:
+    """Let ``fill`` write a file, and rename it to ``place(checksum)``, somewhere in ``folder``; returns the checksum.
+
+    A whole file that is there already stays as it is; a damaged one is replaced. Errors: :class:`StorageError` if writing
+    fails.
+    """
+    with _temporary(_beside(folder / "new"), folder) as temporary:
+        fill(temporary)
+        name = checksum(temporary)
+        path = place(name)
+        if _holds(path, name):
+            _remove(temporary)
+            return name
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
+            _flush(path.parent.parent)
+        _settle(temporary, path)
+    return name
+
+
 def _replace(path: Path, make: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(_beside(path), path) as temporary:
         make(temporary)
-        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-            _flush(file)
-        temporary.replace(path)
-        _flush(path.parent)
+        _settle(temporary, path)
+
+
+@contextmanager
+def _temporary(temporary: Path, path: Path) -> Iterator[Path]:
+    """A place for what becomes ``path`` or a file in it; nothing stays there if finishing fails."""
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
     except BaseException as error:
         _remove(temporary)
         if _is_write_failure(error):
             raise StorageError(f"Could not write {path}: {_reason(error)}. What was saved before is untouched.") from error
         raise
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+        _flush(file)
+    temporary.replace(path)
+    _flush(path.parent)
+
+
+def checksum(path: Path) -> str:
+    """The BLAKE2b hash of a file's contents, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return digest(file)
+
+
+def digest(file: BufferedReader) -> str:
+    """The :func:`checksum` of what is left to read of an open file."""
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove files in this order, and flush their folders: a power cut does not bring them back.
+
+    One that is not there is no error. Errors: :class:`StorageError` names the first that can't be removed.
+    """
+    folders: dict[Path, None] = {}
+    for path in paths:
+        with _removing(path):
+            path.unlink(missing_ok=True)
+        folders[path.parent] = None
+    for folder in folders:
+        with _removing(folder):
+            _flush(folder)
+
+
+@contextmanager
+def _removing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        pass  # its folder is gone as well
+    except OSError as error:
+        raise StorageError(f"Could not remove {path}: {_reason(error)}.") from error
 
 
 def lock(path: Path) -> BinaryIO:
@@ -87,6 +159,15 @@ def lock(path: Path) -> BinaryIO:
     except (ImportError, OSError):
         pass  # Windows, or a network disk without locks
     return handle
+
+
+def unlock(handle: BinaryIO) -> None:
+    """Give back what :func:`lock` holds, even where a forked child still has the file open."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    handle.close()
 
 
 def sweep_temporaries(folder: Path) -> None:
@@ -110,6 +191,12 @@ def _reason(error: BaseException) -> str:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return "the disk is full"
     return getattr(error, "strerror", None) or str(error)
+
+
+def _holds(path: Path, wanted: str) -> bool:
+    with suppress(OSError):
+        return checksum(path) == wanted
+    return False
 
 
 def _flush(path: Path) -> None:

@@ -157,7 +157,7 @@ def _new_record(configuration: dict[str, Any], stream: Stream) -> Record:
     metrics = dict(probes[0].metrics) if probes else {}
     if any(dict(probe.metrics) != metrics for probe in probes):
         raise ConfigurationError(f"All probes of stream {stream.name!r} must have the same metrics.")
-    from latewood import __version__
+    from latewood.core.version import __version__
 
     environment = {"latewood": __version__, "torch": torch.__version__, "python": platform.python_version()}
     environment |= {"machine": f"{platform.system()} {platform.machine()}", "threads": str(torch.get_num_threads())}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from latewood.core import configure, registry
 from latewood.core.data import Data
-from latewood.core.errors import DataError
+from latewood.core.errors import ConfigurationError, DataError
 
 
 class Backbone(nn.Module, ABC):
@@ -22,6 +25,8 @@ class Backbone(nn.Module, ABC):
     """
 
     width: int
+    #: Whether its features cost less to compute than to keep.
+    cheap: ClassVar[bool] = False
     #: Whether its weights and running statistics stay as they are, whatever is trained around it.
     frozen = False
 
@@ -61,6 +66,29 @@ class Backbone(nn.Module, ABC):
             )
         device = next((t.device for t in (*self.parameters(), *self.buffers())), raw.device)
         return raw.to(device)
+
+
+def build_backbone(
+    wanted: str | Mapping[str, Any], wing: str, example: Data, default: Callable[[], str], what: str = "backbone"
+) -> Backbone:
+    """The backbone of a wing that ``wanted`` names: a net of the wing, or one on a hub or in a folder.
+
+    ``wanted`` is a name, or settings of the net with ``name`` among them (``{"name": "mlp", "width": 64}``); ``frozen``
+    keeps it as it is. Without a name it is what ``default`` says. ``example`` is a row of the data that it must read.
+    Errors: :class:`~latewood.core.errors.ConfigurationError` for an unknown name or setting.
+    """
+    if not isinstance(wanted, str | Mapping):
+        raise ConfigurationError(f"{what} names a net, or has settings such as {what}.name, but it is {wanted!r}.")
+    settings = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
+    frozen = configure.validate(settings.pop("frozen", False), bool, f"{what}.frozen")
+    name = settings.pop("name", None) or default()
+    known = {entry.name for entry in registry.entries("nets", wing)}
+    if name not in known and ("/" in name or Path(name).is_dir()):  # on a hub, or a folder in a hub's form
+        pretrained = importlib.import_module(f"latewood.{wing}.nets").PRETRAINED
+        settings, name = {**settings, "name": name}, pretrained
+    builder = registry.find("nets", name, wing).load()
+    backbone: Backbone = configure.build(builder, settings, what, example=example)
+    return backbone.freeze() if frozen else backbone
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -58,6 +58,15 @@ class ClassRegistry(Growing):
             raise DataError(f"A task that is revealed to a classifier must be a number, but it is {task!r}.")
         return self.expose(labels, task)
 
+    def drop(self, labels: Iterable[int]) -> Tensor:
+        """Forget labels; returns the former columns of those that stay, in order."""
+        gone = torch.tensor(sorted(set(labels)), dtype=self.labels.dtype, device=self.place)
+        kept = (~torch.isin(self.labels, gone)).nonzero().flatten()
+        self.labels = self.labels[kept]
+        if len(self.task_ids):
+            self.task_classes = self.task_classes[:, kept]
+        return kept
+
     def columns(self, labels: Tensor) -> Tensor:
         """The column of each label. Errors: :class:`DataError` for a label that never arrived."""
         order = self.labels.argsort()

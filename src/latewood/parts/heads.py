@@ -98,6 +98,11 @@ class ClassifierLearner(GradientLearner):
         """The network below the head."""
         return self.net.backbone
 
+    @property
+    def classes(self) -> ClassRegistry:
+        """The classes that have arrived."""
+        return self.net.classes
+
     def compute_modules(self) -> list[nn.Module]:
         return [self.net.backbone]
 

@@ -50,6 +50,16 @@ class ClassSums(Float64):
         self.sums += F.one_hot(columns, len(self.sums)).to(features).T @ features
         self.counts = self.counts + torch.bincount(columns, minlength=len(self.sums))
 
+    def subtract(self, features: Tensor, columns: Tensor) -> None:
+        """Take samples that were added before out again."""
+        features, columns = features.to(self.sums), columns.to(self.sums.device)
+        self.sums -= F.one_hot(columns, len(self.sums)).to(features).T @ features
+        self.counts = self.counts - torch.bincount(columns, minlength=len(self.sums))
+
+    def keep(self, columns: Tensor) -> None:
+        """Drop every class but these."""
+        self.sums, self.counts = self.sums[columns], self.counts[columns]
+
     def means(self) -> Tensor:
         """The mean of each class, shape ``(classes, width)``; zero for a class without samples."""
         return self.sums / torch.where(self.counts > 0, self.counts, 1)[:, None]
@@ -91,6 +101,12 @@ class SharedCovariance(Float64):
         features = features.to(self.products)
         self.classes.update(features, columns, classes)
         self.products.addmm_(features.T, features)
+
+    def subtract(self, features: Tensor, columns: Tensor) -> None:
+        """Take samples that were added before out again."""
+        features = features.to(self.products)
+        self.classes.subtract(features, columns)
+        self.products.addmm_(features.T, features, alpha=-1)
 
     def covariance(self) -> Tensor:
         """The pooled covariance, shape ``(width, width)``: scatter within classes divided by the number of samples."""
@@ -158,21 +174,37 @@ class RecursiveRidge(Float64):
         Missing columns of ``targets`` count as zeros. Errors: :class:`~latewood.core.errors.DataError` if the update can't
         be solved (NaN, or numbers too large for ``gamma``); nothing has changed then.
         """
+        self._change(rows, targets, 1)
+
+    def downdate(self, rows: Tensor, targets: Tensor) -> None:
+        """Unlearn rows that were learned with these targets: the solution is the one on all others.
+
+        Errors: :class:`~latewood.core.errors.DataError` if such rows can't have been learned; nothing has changed then.
+        """
+        self._change(rows, targets, -1)
+
+    def keep(self, targets: Tensor) -> None:
+        """Drop every target but these columns; the weights of the others don't depend on them."""
+        self.weight = self.weight[:, targets]
+
+    def _change(self, rows: Tensor, targets: Tensor, sign: int) -> None:
         rows, targets = rows.to(self.weight), targets.to(self.weight)
         inverse = self.inverse if len(self.inverse) else torch.eye(len(self.weight)).to(self.weight) / self.gamma
         projected = rows @ inverse
-        core = projected @ rows.T
+        core = sign * projected @ rows.T
         core.diagonal().add_(1)
         factor, failed = torch.linalg.cholesky_ex(core)
         if failed or not torch.isfinite(factor).all() or not torch.isfinite(targets).all():
-            raise DataError(f"The ridge update can't be solved: rows hold NaN, or are too large for gamma = {self.gamma}.")
+            reason = f"or are too large for gamma = {self.gamma}" if sign > 0 else "or were never learned"
+            raise DataError(f"The ridge update can't be solved: rows hold NaN, {reason}.")
         more = targets.shape[1] - self.weight.shape[1]
         self.inverse, self.weight = inverse, F.pad(self.weight, (0, max(0, more)))
         residual = F.pad(targets, (0, max(0, -more))) - rows @ self.weight
-        # With L L' = I + X R X' and V = L^-1 X R, the Woodbury identity is R <- R - V'V, and W <- W + V' L^-1 (Y - X W).
+        # With L L' = I + X R X' and V = L^-1 X R, the Woodbury identity is R <- R - V'V, and W <- W + V' L^-1 (Y - X W);
+        # with the other sign in all three places, rows leave.
         whitened = torch.linalg.solve_triangular(factor, projected, upper=False)
-        self.inverse.addmm_(whitened.T, whitened, alpha=-1)
-        self.weight.addmm_(whitened.T, torch.linalg.solve_triangular(factor, residual, upper=False))
+        self.inverse.addmm_(whitened.T, whitened, alpha=-sign)
+        self.weight.addmm_(whitened.T, torch.linalg.solve_triangular(factor, residual, upper=False), alpha=sign)
 
     def symmetrise(self) -> None:
         """Average ``R`` with its transpose, which rounding drives apart by a last bit an update."""

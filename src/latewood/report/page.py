@@ -152,7 +152,7 @@ def _details(summaries: Sequence[MethodSummary], metric: str) -> Markup:
 
 
 def _footer(summaries: Sequence[MethodSummary]) -> Markup:
-    from latewood import __version__
+    from latewood.core.version import __version__
 
     words = f"Written by Latewood {__version__}. The records hold every number of this page and the configuration behind it."
     return tag("footer", tag("h2", "To reproduce this"), reproduction(summaries), tag("p", words, class_="note"))

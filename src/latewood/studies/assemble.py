@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from latewood.core import configure, registry
@@ -13,6 +12,7 @@ from latewood.core.errors import ConfigurationError
 from latewood.core.learner import Learner
 from latewood.core.seeding import seeded
 from latewood.core.stream import Stream
+from latewood.parts.backbone import Backbone, build_backbone
 
 
 def make_stream(name: str, settings: Mapping[str, Any] | None = None, seed: int = 0) -> Stream:
@@ -69,17 +69,7 @@ def make_learner(method: str, stream: Stream, settings: Mapping[str, Any] | None
     return learner
 
 
-def make_backbone(wanted: str | Mapping[str, Any], learner: type[Learner], stream: Stream) -> Any:
+def make_backbone(wanted: str | Mapping[str, Any], learner: type[Learner], stream: Stream) -> Backbone:
     """The backbone that settings ask for, made for the stream's data."""
-    if not isinstance(wanted, str | Mapping):
-        raise ConfigurationError(f"backbone names a net, or has settings such as backbone.name, but it is {wanted!r}.")
-    settings = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
-    frozen = configure.validate(settings.pop("frozen", False), bool, "backbone.frozen")
     nets = importlib.import_module(f"latewood.{stream.wing}.nets")
-    name = settings.pop("name", None) or nets.default_backbone(learner, stream.example)
-    known = {entry.name for entry in registry.entries("nets", stream.wing)}
-    if name not in known and ("/" in name or Path(name).is_dir()):  # on a hub, or a folder in a hub's form
-        settings, name = {**settings, "name": name}, "hub"
-    builder = registry.find("nets", name, stream.wing).load()
-    backbone = configure.build(builder, settings, "backbone", example=stream.example)
-    return backbone.freeze() if frozen else backbone
+    return build_backbone(wanted, stream.wing, stream.example, lambda: nets.default_backbone(learner, stream.example))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from latewood.images.datasets.parts import Part
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+#: What is decoded, of all that Pillow knows: EPS, for instance, would start Ghostscript on whatever arrives.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _GREY_MODES = ("1", "L", "LA", "La")
 _PIECES_PER_CORE = 4
 
@@ -43,8 +46,56 @@ def decode(
 
 def shape_of_first(parts: Sequence[Part], size: int | None) -> tuple[int, int, int]:
     """Channels, height and width of the first image."""
-    pixels = _pixels(next(parts[0].cells())[0], size, parts[0].row(0))
+    pixels = pixels_of(next(parts[0].cells())[0], size, parts[0].row(0))
     return (3 if pixels.ndim == 3 else 1), *pixels.shape[:2]
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that are decoded, by Pillow's names; the newest only where Pillow was built with them."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def pixels_of(
+    cell: Mapping[str, Any] | None, size: int | None, where: str, most_pixels: int | None = None
+) -> NDArray[np.uint8]:
+    """One image, ``(height, width)`` if it is grey, ``(height, width, 3)`` in colour, brought to ``size`` if that is given.
+
+    ``cell`` has the ``bytes`` of a file or the ``path`` to one. Errors: :class:`~latewood.core.errors.DataError`, a sentence
+    about ``where``, if there is no image, it cannot be decoded, or (told by its header alone, before anything is decoded)
+    it has more than ``most_pixels``, or would have while it is scaled.
+    """
+    from PIL import Image
+
+    encoded, path = (cell.get("bytes"), cell.get("path")) if cell else (None, None)
+    source = path or "" if encoded is None else BytesIO(encoded)
+    where = f"{where} ({path})" if path else where
+    if not source:
+        raise DataError(f"{where} holds no image; remove that row.")
+    try:
+        with Image.open(source, formats=formats()) as image:
+            return pixels_of_image(image, size, where, most_pixels)
+    except DataError:
+        raise
+    except Exception as error:  # damaged bytes make Pillow's decoders raise exceptions of many types
+        raise DataError(f"{where} cannot be decoded as an image: {_reason(error)}.") from error
+
+
+def pixels_of_image(image: Image, size: int | None, where: str, most_pixels: int | None = None) -> NDArray[np.uint8]:
+    """:func:`pixels_of` an image that Pillow has opened; it is turned upright in place."""
+    from PIL import ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{where} has more than 8 bits for each pixel (mode {image.mode}); save it with 8 bits.")
+    if most_pixels is not None:
+        _check_pixels(image.size, size, where, most_pixels)
+    grey = image.mode in _GREY_MODES
+    ImageOps.exif_transpose(image, in_place=True)
+    pixels = image.convert("L" if grey else "RGB")
+    return np.asarray(pixels if size is None else fitted(pixels, size))
 
 
 def fitted(image: Image, size: int) -> Image:
@@ -62,7 +113,7 @@ def _fill(images: NDArray[np.uint8], parts: Sequence[Part], places: NDArray[np.i
 
     def put(piece: list[tuple[int, str, Mapping[str, Any]]]) -> bool:
         for place, where, cell in piece:
-            pixels = _pixels(cell, size, where)
+            pixels = pixels_of(cell, size, where)
             if pixels.shape[:2] != images.shape[2:]:
                 raise DataError(_two_sizes(where, pixels.shape, images.shape[2:]))
             if pixels.ndim == 3 and images.shape[1] == 1:
@@ -87,32 +138,22 @@ def _fill(images: NDArray[np.uint8], parts: Sequence[Part], places: NDArray[np.i
     return True
 
 
-def _pixels(cell: Mapping[str, Any] | None, size: int | None, where: str) -> NDArray[np.uint8]:
-    """``(height, width)`` for a grey image, ``(height, width, 3)`` for one in colour."""
-    from PIL import Image, ImageOps
-
-    encoded, path = (cell.get("bytes"), cell.get("path")) if cell else (None, None)
-    source = path or "" if encoded is None else BytesIO(encoded)
-    where = f"{where} ({path})" if path else where
-    if not source:
-        raise DataError(f"{where} holds no image; remove that row.")
-    try:
-        with Image.open(source) as image:
-            mode = image.mode
-            if mode.startswith(("I", "F")):
-                raise DataError(f"{where} has more than 8 bits for each pixel (mode {mode}); save it with 8 bits.")
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = image.convert("L" if mode in _GREY_MODES else "RGB")
-            return np.asarray(pixels if size is None else fitted(pixels, size))
-    except DataError:
-        raise
-    except Exception as error:  # damaged bytes make Pillow's decoders raise exceptions of many types
-        raise DataError(f"{where} cannot be decoded as an image: {_reason(error)}.") from error
+def _check_pixels(sides: tuple[int, int], size: int | None, where: str, most: int) -> None:
+    """A narrow image has few pixels, but many more once its shorter side is ``size``: both are counted."""
+    short, long = sorted(sides)
+    scaled = size * size * long // max(1, short) if size else 0
+    if max(short * long, scaled) > most:
+        raise DataError(
+            f"{where} has {sides[0]}x{sides[1]} pixels, more than can be decoded and scaled within {most:,} pixels; "
+            "crop it or make it smaller."
+        )
 
 
 def _reason(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
+    if isinstance(error, Image.DecompressionBombError):
+        return "its header tells of more pixels than a photo has"
     return "it is damaged or in no known format" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
 
 

@@ -145,7 +145,7 @@ def _on_hub(name: str, shelf: str) -> Source:
 
     repository = HUB_NAMES.get(name, name)
     try:
-        with _one_attempt_at_the_network():
+        with one_attempt_at_the_network():
             loaded = datasets.load_dataset(repository)
     except HFValidationError:
         raise _not_found(name, shelf, "the hub has no such names") from None
@@ -169,7 +169,7 @@ def _train_and_test(splits: Mapping[str, Any], repository: str) -> Tables:
 
 
 @contextmanager
-def _one_attempt_at_the_network() -> Iterator[None]:
+def one_attempt_at_the_network() -> Iterator[None]:
     """Lets ``datasets`` look only at what was downloaded before if the hub does not answer; alone it would retry for long."""
     import datasets
     from huggingface_hub import constants, get_session

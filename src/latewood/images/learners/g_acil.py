@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -50,14 +52,24 @@ class GACIL(ClosedFormClassifier):
 
     def update(self, features: Tensor, columns: Tensor) -> None:
         self.projection.draw(self.generator)
+        self._pass(self.ridge.update, features, columns)
+
+    def downdate(self, features: Tensor, columns: Tensor) -> None:
+        self._pass(self.ridge.downdate, features, columns)
+
+    def keep(self, columns: Tensor) -> None:
+        self.ridge.keep(columns)
+
+    def _pass(self, change: Callable[[Tensor, Tensor], None], features: Tensor, columns: Tensor) -> None:
         labels = F.one_hot(columns, len(self.classes))
         for rows, targets in zip(features.split(self.batch_size), labels.split(self.batch_size), strict=True):
             expanded = self.projection(rows)
             for _ in range(self.passes):
-                self.ridge.update(expanded, targets)
+                change(expanded, targets)
         self.ridge.symmetrise()
         if not torch.isfinite(self.ridge.weight).all():
             raise ConfigurationError(f"The solution is no longer finite; a gamma above {self.gamma} makes it stable.")
 
     def score(self, features: Tensor) -> Tensor:
-        return torch.cat([self.ridge(self.projection(rows)) for rows in features.split(4096)])
+        scores: Tensor = self.ridge(self.projection(features))
+        return scores

@@ -44,6 +44,16 @@ class NMC(ClosedFormClassifier):
             self.means.fade(self.decay)
         self.means.update(self._scaled(features), columns, len(self.classes))
 
+    @property
+    def can_forget(self) -> bool:
+        return self.decay is None  # otherwise nobody knows how much of a sample is left
+
+    def downdate(self, features: Tensor, columns: Tensor) -> None:
+        self.means.subtract(self._scaled(features), columns)
+
+    def keep(self, columns: Tensor) -> None:
+        self.means.keep(columns)
+
     def score(self, features: Tensor) -> Tensor:
         # |z - m|^2 = |z|^2 - (2 z m - |m|^2), and |z|^2 is the same for every class.
         means = self.means.means()

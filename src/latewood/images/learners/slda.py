@@ -40,9 +40,20 @@ class SLDA(ClosedFormClassifier):
     def update(self, features: Tensor, columns: Tensor) -> None:
         self.statistics.update(features, columns, len(self.classes))
 
-    def score(self, features: Tensor) -> Tensor:
+    def downdate(self, features: Tensor, columns: Tensor) -> None:
+        self.statistics.subtract(features, columns)
+
+    def keep(self, columns: Tensor) -> None:
+        self.statistics.classes.keep(columns)
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """Weight (width, classes) and bias (classes,) of the scores, which are linear in the features."""
         covariance, means = self.statistics.covariance(), self.statistics.classes.means()
         eye = torch.eye(len(covariance)).to(covariance)
         weight = torch.linalg.solve((1 - self.shrinkage) * covariance + self.shrinkage * eye, means.T)
-        scores: Tensor = features.to(weight) @ weight - 0.5 * (weight.T * means).sum(1)
-        return scores.masked_fill(self.statistics.classes.counts == 0, -torch.inf)
+        bias = -0.5 * (weight.T * means).sum(1)
+        return weight, bias.masked_fill(self.statistics.classes.counts == 0, -torch.inf)
+
+    def score(self, features: Tensor) -> Tensor:
+        weight, bias = self.linear()
+        return features.to(weight) @ weight + bias

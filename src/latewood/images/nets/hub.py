@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from latewood.core.data import Data
 from latewood.core.errors import ConfigurationError
 from latewood.core.registry import nearest
 from latewood.images.nets._image import ImageBackbone
-from latewood.images.nets._sizing import Sizing, read_sizing
+from latewood.images.nets._sizing import _INTERPOLATIONS, Sizing, read_sizing
+from latewood.parts.pretrained import find_checkpoint, first_line, load_network, save_checkpoint, weight_names
 
 _POOLINGS = ("auto", "cls", "mean", "pooler")
-#: All that is ever read of a checkpoint. Other formats of weights can hold code, so they are not even downloaded.
-_FILES = [
-    *("config.json", "preprocessor_config.json", "processor_config.json"),
-    *("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
-]
+_PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
 
 
 def hub(
@@ -75,10 +69,9 @@ def hub(
     """
     if pooling not in _POOLINGS:
         raise ConfigurationError(f"There is no pooling {pooling!r}{nearest(pooling, _POOLINGS)}.")
-    folder = _find(name, revision, local_only)
-    _check_weights(name, folder)
+    folder = find_checkpoint(name, revision, local_only, _PREPROCESSING, "google/vit-base-patch16-224-in21k")
     if pooling == "auto":
-        pooling = "cls" if any(weight.endswith("cls_token") for weight in _weight_names(folder)) else "pooler"
+        pooling = "cls" if any(weight.endswith("cls_token") for weight in weight_names(folder)) else "pooler"
     network = _load(name, folder, pooling)
     sizing = _sizing(name, folder, preprocessing, network.config)
     settings = {
@@ -118,6 +111,15 @@ class HubBackbone(ImageBackbone):
             pooled = states.mean((2, 3)) if states.dim() == 4 else states[:, self.extra_tokens :].mean(1)
         return pooled
 
+    def save(self, folder: Path) -> None:
+        """Write the network, as it is now, and its preprocessing as a folder in the hub's format.
+
+        :func:`hub` with that folder as ``name``, no ``revision``, and the rest of :meth:`config` builds a backbone with the
+        same features, bit for bit. Errors: :class:`~latewood.core.errors.StorageError` if ``folder`` exists already and is
+        not empty, or can't be written.
+        """
+        save_checkpoint(folder, [self.network], {"preprocessor_config.json": _processor(self.sizing)})
+
     @torch.no_grad()
     def _probe(self, name: str) -> int:
         """The number of features, found by one image; what the network can't do with it becomes one sentence."""
@@ -126,101 +128,32 @@ class HubBackbone(ImageBackbone):
             return int(self(inputs).shape[1])
         except (ValueError, RuntimeError, AttributeError, IndexError) as error:
             size = "x".join(map(str, inputs.shape[1:]))
-            reason = _first_line(error) if isinstance(error, ValueError | RuntimeError) else "it has no such output"
+            reason = first_line(error) if isinstance(error, ValueError | RuntimeError) else "it has no such output"
             raise ConfigurationError(
                 f"The network {name!r} gives no features with pooling={self.pooling!r} of images that preprocessing "
                 f"made {size}: {reason}."
             ) from None
 
 
-def _find(name: str, revision: str | None, local_only: bool) -> Path:
-    """The folder with the files of a checkpoint, downloaded into the hub's cache if need be."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if revision is not None:
-            raise ConfigurationError(f"revision={revision!r} is for names on the hub, but {name!r} is a folder.")
-        return path
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ConfigurationError(f"There is no folder {name!r}; {_EXPECTED}.")
-    from huggingface_hub import errors, snapshot_download
-
-    reasons = {
-        errors.GatedRepoError: "its owner must grant access first: ask for it on its page and log in with `hf auth login`",
-        errors.RepositoryNotFoundError: "the hub has no public checkpoint of that name",
-        errors.RevisionNotFoundError: f"it has no revision {revision!r}",
-        errors.HFValidationError: "that can't be a name on the hub",
-    }
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=local_only))
-    except (OSError, ValueError) as error:
-        why = "local_only forbids to download it" if local_only else "the hub can't be reached from here"
-        absent = f"it is not in the hub's local cache and {why}"
-        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), absent)
-        raise ConfigurationError(f"There is no folder {name!r}; taken as a name, {reason}; {_EXPECTED}.") from None
-
-
-_EXPECTED = (
-    "right would be a name such as 'google/vit-base-patch16-224-in21k', or a folder with config.json and model.safetensors"
-)
-
-
-def _check_weights(name: str, folder: Path) -> None:
-    if not _weight_files(folder):
-        others = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5") for file in folder.glob(kind))
-        raise ConfigurationError(
-            f"The checkpoint {name!r} has no weights as model.safetensors{f', only as {others[0]}' if others else ''}; "
-            "other formats can hold code and are never loaded: convert it once with save_pretrained of transformers, "
-            "or name a revision that has safetensors."
-        )
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return [*folder.glob("model.safetensors"), *folder.glob("model-*-of-*.safetensors")]
-
-
-def _weight_names(folder: Path) -> Iterator[str]:
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as weights:
-                yield from weights.keys()
-        except (OSError, SafetensorError) as error:
-            raise ConfigurationError(f"{file} is damaged ({_first_line(error)}); download or copy it again.") from None
-
-
 def _load(name: str, folder: Path, pooling: str) -> nn.Module:
-    """The vision network of a checkpoint, in float32, with every weight read from it."""
-    from transformers import MODEL_MAPPING, AutoConfig, AutoModel
-
-    try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            # A model of images and text (CLIP, SigLIP) has a tower for images, with weights under the same names.
-            config = getattr(config, "vision_config", config)
-            kind: Any = MODEL_MAPPING.get(type(config), nn.Module)
-            options: dict[str, Any] = {}
-            if pooling != "pooler" and "add_pooling_layer" in inspect.signature(kind).parameters:
-                options["add_pooling_layer"] = False
-            network, report = AutoModel.from_pretrained(
-                folder, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ConfigurationError(f"transformers can't load {name!r}: {_first_line(error)}.") from None
-    if network.main_input_name != "pixel_values":
-        raise ConfigurationError(f"{name!r} is no vision network: it takes {network.main_input_name}, not images.")
-    if missing := sorted(report["missing_keys"]):
-        raise ConfigurationError(
-            f"The checkpoint {name!r} lacks {len(missing)} weights of the network, {missing[0]} for one, which would "
-            f"stay random; it can't be used{' with this pooling' if pooling == 'pooler' else ''}."
-        )
-    if network.config.model_type == "vit_mae":
+    """The vision network of a checkpoint."""
+    network = load_network(
+        name,
+        folder,
+        part="vision_config",
+        inputs="pixel_values",
+        kind="vision network",
+        rows="images",
+        pooler=pooling == "pooler",
+    )
+    if getattr(network.config, "model_type", "") == "vit_mae":
         raise ConfigurationError(
             f"{name!r} is a masked autoencoder, which hides most of each image at random; "
             "right would be a network fine-tuned from it."
         )
-    result: nn.Module = network.float()
-    if pooling == "cls" and not any(weight.endswith("cls_token") for weight, _ in result.named_parameters()):
+    if pooling == "cls" and not any(weight.endswith("cls_token") for weight, _ in network.named_parameters()):
         raise ConfigurationError(f"{name!r} has no class token behind its last layer; use pooling='pooler' or 'mean'.")
-    return result
+    return network
 
 
 def _sizing(name: str, folder: Path, preprocessing: str | Mapping[str, Any], config: Any) -> Sizing:
@@ -245,6 +178,30 @@ def _sizing(name: str, folder: Path, preprocessing: str | Mapping[str, Any], con
     return replace(plain, resize=(size, size) if isinstance(size, int) else tuple(size))
 
 
+def _processor(sizing: Sizing) -> dict[str, Any]:
+    """Preprocessing in the words of an image processor of transformers, one that can resize in both ways and crop."""
+    resize, crop = sizing.resize, sizing.crop
+    told: dict[str, Any] = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": resize is not None,
+        "resample": next(number for number, name in _INTERPOLATIONS.items() if name == sizing.interpolation),
+        "do_center_crop": crop is not None,
+        "do_rescale": True,
+        "rescale_factor": sizing.scale / 255,
+        "do_normalize": True,
+        "image_mean": list(sizing.mean),
+        "image_std": list(sizing.std),
+    }
+    if resize is not None:
+        told["size"] = {"shortest_edge": resize} if isinstance(resize, int) else _edges(resize)
+    return told | ({"crop_size": _edges(crop)} if crop else {})
+
+
+def _edges(size: tuple[int, int]) -> dict[str, int]:
+    return {"height": size[0], "width": size[1]}
+
+
 def _extra_tokens(network: nn.Module) -> int:
     """How many tokens come before those of the patches."""
     single = ("cls_token", "class_embedding", "distillation_token")
@@ -253,25 +210,3 @@ def _extra_tokens(network: nn.Module) -> int:
         last = weight.rsplit(".", 1)[-1]
         count += 1 if last in single else value.shape[1] if last == "register_tokens" else 0
     return count
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and reports of transformers: what matters in them becomes an error of ours."""
-    from transformers import utils
-
-    logging: Any = utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ def pixels(example: Data) -> ImageBackbone:
 
 class PixelBackbone(ImageBackbone):
     """What :func:`pixels` builds."""
+
+    cheap: ClassVar[bool] = True
 
     def __init__(self, example: Data) -> None:
         super().__init__(example, {"name": "pixels"})

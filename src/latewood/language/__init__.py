@@ -1,0 +1,1 @@
+"""A wing: text, as sentences that an encoder turns into features."""

@@ -1,0 +1,1 @@
+"""The practitioner's side: a versioned model directory that learns, predicts, remembers, and forgets on request."""
