@@ -56,7 +56,7 @@ def test_every_file_is_an_entry_with_the_first_line_of_its_docstring(kind: Kind,
     wing = file.parents[1].name
     entry = find(kind, file.stem, wing)
     assert (entry.kind, entry.wing) == (kind, wing)
-    assert entry.name.replace("-", "_").replace("+", "p") == file.stem
+    assert entry.name.replace("-", "_").replace("+", "p") == file.stem.rstrip("_")
     assert entry.module == f"latewood.{wing}.{kind}.{file.stem}"
     first = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
     assert entry.summary == first
@@ -168,7 +168,9 @@ def test_a_listing_survives_what_can_not_be_read(installed: dict[str, list[Point
 
 def test_a_name_in_two_wings_needs_the_wing(installed: dict[str, list[Point]]) -> None:
     installed["latewood.learners"] = [Point("speech/replay", "collections", "Counter")]
-    with pytest.raises(ConfigurationError, match="The learner 'replay' exists for images and speech; the stream decides which"):
+    with pytest.raises(
+        ConfigurationError, match="The learner 'replay' exists for images and language and speech; the stream decides which"
+    ):
         find("learners", "replay")
     assert find("learners", "replay", "speech").module == "collections"
     assert find("learners", "replay", "images").module == "latewood.images.learners.replay"

@@ -984,7 +984,8 @@ def test_a_version_is_flushed_before_head_moves_to_it_and_removals_are_flushed(
     position = -1
     for event in order:
         position = events.index(event, position + 1)
-    flushed = [what for what, name in events[: events.index(("rename", "HEAD"))] if what == "flush" and name.endswith(".tmp")]
+    before = events[: events.index(("rename", "HEAD"))]
+    flushed = [what for what, name in before if what == "flush" and (name.endswith(".tmp") or name == "new")]
     assert len(flushed) == 3  # the blob, the manifest and HEAD, before each was renamed
 
 

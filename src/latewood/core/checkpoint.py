@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,35 @@ def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{type(module).__name__} keeps {name!r} as a {type(value).__name__}; state must be tensors.")
     return state
+
+
+class Shelf(Checkpoints):
+    """Where a learner may keep unfinished work on the experience that it is learning.
+
+    What it adds lies on disk until the experience is learned and saved. If the run is killed before that, the learner
+    finds it there when it is given the same experience again, and can go on instead of beginning anew. ``files`` is a
+    folder of the run for what is too large for a checkpoint, such as a replay buffer on disk; it stays with the run, and
+    a checkpoint says what of it counts.
+    """
+
+    def __init__(self, folder: Path, files: Path) -> None:
+        super().__init__(folder)
+        self.files = files
+
+
+_shelf: ContextVar[Shelf | None] = ContextVar("latewood_shelf", default=None)
+
+
+def current_shelf() -> Shelf | None:
+    """The shelf of the experience that is being learned; ``None`` outside of a run that is saved."""
+    return _shelf.get()
+
+
+@contextmanager
+def shelving(shelf: Shelf | None) -> Iterator[None]:
+    """Make ``shelf`` current inside the block."""
+    token = _shelf.set(shelf)
+    try:
+        yield
+    finally:
+        _shelf.reset(token)

@@ -64,16 +64,18 @@ def write_by_checksum(folder: Path, place: Callable[[str], Path], fill: Callable
     fails.
     """
     with _temporary(_beside(folder / "new"), folder) as temporary:
-        fill(temporary)
-        name = checksum(temporary)
+        # A folder of its own, since libraries write temporary files beside the one that they are asked for: whoever is
+        # killed meanwhile leaves them here, where they are swept.
+        temporary.mkdir()
+        fill(temporary / "new")
+        name = checksum(temporary / "new")
         path = place(name)
-        if _holds(path, name):
-            _remove(temporary)
-            return name
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True)
-            _flush(path.parent.parent)
-        _settle(temporary, path)
+        if not _holds(path, name):
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True)
+                _flush(path.parent.parent)
+            _settle(temporary / "new", path)
+        _remove(temporary)
     return name
 
 

@@ -113,8 +113,9 @@ def _all(kind: Kind) -> tuple[Entry, ...]:
 
 
 def _name(stem: str) -> str:
-    return re.sub("pp$", "++", stem.replace("_", "-"))
+    # A name that Python keeps for itself has an underscore behind it as a file.
+    return re.sub("pp$", "++", stem.rstrip("_").replace("_", "-"))
 
 
 def _normal(name: str) -> str:
-    return name.lower().replace("+", "p").replace("_", "-")
+    return name.lower().replace("+", "p").rstrip("_").replace("_", "-")

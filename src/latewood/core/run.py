@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from latewood.core.checkpoint import Checkpoints, tensors_of
+from latewood.core.checkpoint import Checkpoints, Shelf, shelving, tensors_of
 from latewood.core.cost import Cost, PeakMemory, metered, state_bytes
 from latewood.core.errors import CheckpointError, ConfigurationError, DataError
 from latewood.core.experience import Experience
@@ -85,7 +85,8 @@ def run(
             experience = stream[index]
             if experience.index != index:
                 raise DataError(f"Stream {stream.name!r} made experience {experience.index} where {index} was asked for.")
-            record.add(_live(learner, experience, stream.probes, seed, transfer, display))
+            with shelving(place.unfinished(index) if place else None):
+                record.add(_live(learner, experience, stream.probes, seed, transfer, display))
             if place:
                 place.save(learner, record)
             display.experience_done()
@@ -217,8 +218,18 @@ class _Place:
         except CheckpointError:
             return False
 
+    def unfinished(self, index: int) -> Shelf:
+        """Where the learner may keep its work on experience ``index``; that on other experiences is removed."""
+        shelves = self.folder / "unfinished"
+        wanted = shelves / f"{index:06d}"
+        for other in shelves.glob("*"):
+            if other != wanted:
+                shutil.rmtree(other)
+        return Shelf(wanted, self.folder / "files")
+
     def save(self, learner: Learner, record: Record) -> None:
         self.checkpoints.add(len(record.rows), tensors_of(learner), {"record": record.to_json()})
+        shutil.rmtree(self.folder / "unfinished", ignore_errors=True)
         record.save(self.folder / "record.json")
 
 

@@ -70,7 +70,7 @@ def fitted_temperature(scores: Tensor, columns: Tensor, doubt: float) -> float:
     """
     scores, columns = scores.double().cpu(), columns.cpu()
     possible = torch.isfinite(scores).all(0)
-    if possible.sum() < 2 or not possible[columns].all() or not len(scores):
+    if not len(scores) or possible.sum() < 2 or not possible[columns].all():
         return 1.0
     scores, columns = scores[:, possible], (possible.cumsum(0) - 1)[columns]
     grid = torch.logspace(-3, 3, 121, dtype=torch.float64)

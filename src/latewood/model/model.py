@@ -258,7 +258,8 @@ class Model:
     def accept(self, *, wait: float = 0.0) -> Version:
         """Make the update that the gate holds back the version in use."""
         with self._store.writing("accepting an update", wait):
-            self._store.accept(self._held().number)
+            held = self._held().number
+            self._store.accept(held, f"version {held}")
             self._store.prune(self.settings.keep)
             self.refresh()
         return self.version
@@ -301,7 +302,11 @@ class Model:
                 else f"{self.folder} can't forget exactly: it was made without keeping the samples' features (forgettable)."
             )
         with self._changing("forgetting", wait, progress) as (base, _):
-            gone = self._named(base, name, source)
+            gone, holding = self._named(base, name, source), self._holding(name, source)
+            if not holding:
+                known = base.names.values() if name is not None else (one.name for one in base.samples.sources)
+                what = f"There is no class {name!r}" if name is not None else f"Nothing was learned from a source {source!r}"
+                raise DataError(f"{what}{registry.nearest(str(name or source), known)}.")
             samples = base.samples.without(self._store, gone)
             before, after = base.samples.roles.train, torch.zeros(len(gone), dtype=torch.bool)
             after[~gone] = samples.roles.train
@@ -311,7 +316,7 @@ class Model:
             content, blobs = self._content(base, state, lost=[loss for loss, _ in fallen])
             about = f"a {'class' if name is not None else 'source'} of {int(gone.sum()):,} samples"
             self._store.clear_staging()
-            self._commit("forget", about, content, blobs, state, removes=self._holding(base, name, gone))
+            self._commit("forget", about, content, blobs, state, removes=holding)
         return self.version
 
     def diff(self, first: int, second: int) -> Difference:
@@ -524,23 +529,21 @@ class Model:
         """A mask of the samples of a class or a source."""
         if name is not None:
             numbers = [number for number, known in base.names.items() if known == name]
-            if not numbers:
-                raise DataError(f"There is no class {name!r}{registry.nearest(name, base.names.values())}.")
-            return base.samples.labels == numbers[0]
+            return torch.isin(base.samples.labels, torch.tensor(numbers, dtype=torch.int64))
         arrivals = base.samples.numbers(str(source))
-        if not arrivals:
-            hint = registry.nearest(str(source), {one.name for one in base.samples.sources})
-            raise DataError(f"Nothing was learned from a source {source!r}{hint}.")
-        return torch.isin(base.samples.arrivals, torch.tensor(arrivals))
+        return torch.isin(base.samples.arrivals, torch.tensor(arrivals, dtype=torch.int64))
 
-    def _holding(self, base: State, name: str | None, gone: Tensor) -> tuple[int, ...]:
-        """The versions that know what is to be forgotten: they name the class, or came after its source arrived."""
-        first = int(base.samples.arrivals[gone].min())
+    def _holding(self, name: str | None, source: str | None) -> tuple[int, ...]:
+        """The versions that know what is to be forgotten; also those that a rollback has left behind."""
 
         def holds(version: Version) -> bool:
             if name is not None:
                 return any(known["name"] == name for known in version.content["classes"])
-            return int(version.content["arrivals"]) > first
+            if version.event == "learn" and version.about == source:
+                return True
+            if not self._store.available(version):
+                return False  # nothing of its samples is left
+            return any(one.name == source for one in self._bench.samples(version).sources)
 
         return tuple(version.number for version in self._store.versions() if holds(version))
 

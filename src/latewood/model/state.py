@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -84,9 +84,14 @@ class Bench:
         content = version.content
         learner = self.fresh_learner()
         learner.load_state_dict(self.store.get(content["learner"]))
-        samples = Samples.load(self.store, self.settings.canaries, self.settings.most_canaries, content["segments"])
+        samples = self.samples(version)
         classes = tuple(ClassFacts(**told) for told in content["classes"])
         return State(classes, learner.eval(), samples, content["temperature"], version)
+
+    def samples(self, version: Version) -> Samples:
+        """What a version has learned."""
+        segments = version.content["segments"]
+        return Samples.load(self.store, self.settings.canaries, self.settings.most_canaries, segments)
 
     def write(self, state: State) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Put a state's tensors into the store: what a version's content must tell of it, and the blobs that it needs."""
@@ -139,11 +144,13 @@ class Bench:
         """
         canary = samples.roles.canary
         inputs, labels = samples.inputs(self.store, canary), samples.labels[canary]
-        state = State((), learner, samples, 1.0)
-        told = tallies(self.predicted(state, inputs), labels) if len(labels) else {}
+        scores = self._scores(learner, inputs)
+        found = learner.classes.best(scores.to(learner.classes.place)).cpu()
+        told = tallies(found, labels)
         # Compared on what the base knew already: the canaries of an arrival with wrong labels would vote for it.
         old = canary.nonzero().flatten() < len(base.samples)
-        then, now = (tallies(self.predicted(one, inputs[old]), labels[old]) if old.any() else {} for one in (base, state))
+        then = tallies(self.predicted(base, inputs[old]), labels[old]) if old.any() else {}
+        now = tallies(found[old], labels[old])
         trains = samples.labels[samples.roles.train]
         inherited = {known.number: known.inherited for known in base.classes}
         classes = tuple(
@@ -160,16 +167,13 @@ class Bench:
         )
         doubt = 1 / (len(labels) + 2)
         if len(labels) < _ENOUGH_CANARIES and len(fresh[1]):
-            inputs, labels = torch.cat([inputs, fresh[0]]) if len(labels) else fresh[0], torch.cat([labels, fresh[1]])
-        state = replace(state, classes=classes, temperature=self._temperature(learner, inputs, labels, doubt))
+            scores, labels = torch.cat([scores, self._scores(learner, fresh[0])]), torch.cat([labels, fresh[1]])
+        known = torch.isin(labels, learner.classes.labels.cpu())
+        columns = learner.classes.columns(labels[known]).cpu() if known.any() else labels[known]
+        state = State(classes, learner, samples, fitted_temperature(scores[known], columns, doubt))
         return state, losses(then, now, names)
 
-    def _temperature(self, learner: ClassLearner, inputs: Tensor, labels: Tensor, doubt: float) -> float:
-        known = torch.isin(labels, learner.classes.labels.cpu())
-        if not known.any():
-            return 1.0
-        columns = learner.classes.columns(labels[known]).cpu()
-        return fitted_temperature(self._scores(learner, inputs[known]), columns, doubt)
-
     def _scores(self, learner: ClassLearner, inputs: Tensor) -> Tensor:
+        if not len(inputs):
+            return torch.empty(0, len(learner.classes), dtype=torch.float64)
         return learner.scores(self.embedder.data(inputs)).double().cpu()

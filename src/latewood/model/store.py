@@ -52,6 +52,7 @@ _BLOB = re.compile(r"[0-9a-f]{64}")
 #: files that were left alone for longer, in nanoseconds.
 _SETTLED = 100_000_000
 _checksums: dict[tuple[int, ...], str] = {}
+_parsed: dict[tuple[int, ...], Version] = {}
 
 T = TypeVar("T")
 
@@ -358,7 +359,7 @@ class Store:
         for number in self._numbers():
             path = self._manifest(number)
             try:
-                found.whole[number] = _parse(path, _read(path))
+                found.whole[number] = _parse_once(path)
             except _OtherFormatError:
                 raise
             except CheckpointError as fault:
@@ -630,6 +631,20 @@ def _parse(path: Path, raw: bytes) -> Version:
     return version
 
 
+def _parse_once(path: Path) -> Version:
+    """A whole manifest, parsed once per process as long as its file stays as it is: logs grow long."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}.") from error
+    if (known := _parsed.get(_key(facts))) is not None:
+        return known
+    version = _parse(path, _read(path))
+    if _is_settled(facts):
+        _parsed[_key(facts)] = version
+    return version
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -675,9 +690,13 @@ def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         facts = os.fstat(file.fileno())
         found = digest(file)
-    if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) > _SETTLED:
+    if _is_settled(facts):
         _checksums[_key(facts)] = found
     return found
+
+
+def _is_settled(facts: os.stat_result) -> bool:
+    return time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) > _SETTLED
 
 
 def _key(facts: os.stat_result) -> tuple[int, ...]:

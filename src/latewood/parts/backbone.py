@@ -84,8 +84,8 @@ def build_backbone(
     name = settings.pop("name", None) or default()
     known = {entry.name for entry in registry.entries("nets", wing)}
     if name not in known and ("/" in name or Path(name).is_dir()):  # on a hub, or a folder in a hub's form
-        pretrained = importlib.import_module(f"latewood.{wing}.nets").PRETRAINED
-        settings, name = {**settings, "name": name}, pretrained
+        nets = importlib.import_module(f"latewood.{wing}.nets")
+        settings, name = {**settings, "name": name}, nets.pretrained(example)
     builder = registry.find("nets", name, wing).load()
     backbone: Backbone = configure.build(builder, settings, what, example=example)
     return backbone.freeze() if frozen else backbone

@@ -9,10 +9,12 @@ from latewood.images.nets.resnet18 import resnet18
 from latewood.images.nets.resnet32 import resnet32
 from latewood.parts.closed_form import ClosedFormClassifier
 
-__all__ = ["PRETRAINED", "default_backbone", "hub", "mlp", "pixels", "resnet18", "resnet32"]
+__all__ = ["default_backbone", "hub", "mlp", "pixels", "pretrained", "resnet18", "resnet32"]
 
-#: The net that takes the name of a checkpoint on a hub, or a folder in a hub's form.
-PRETRAINED = "hub"
+
+def pretrained(example: Data) -> str:
+    """The net that takes the name of a checkpoint on a hub, or a folder in a hub's form."""
+    return "hub"
 
 
 def default_backbone(learner: type[Learner], example: Data) -> str:

@@ -1,0 +1,1 @@
+"""Methods of continual pre-training, one file each."""

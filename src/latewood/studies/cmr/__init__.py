@@ -1,0 +1,9 @@
+"""The critical mixture ratio (CMR): the largest domain share that continual pre-training bears, from a few short runs."""
+
+from __future__ import annotations
+
+from latewood.studies.cmr.critical import collect, plan
+from latewood.studies.cmr.laws import Curve, PowerLaw
+from latewood.studies.cmr.report import Plan, plot
+
+__all__ = ["Curve", "Plan", "PowerLaw", "collect", "plan", "plot"]
