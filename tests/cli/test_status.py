@@ -191,7 +191,7 @@ def test_a_full_disk_ends_in_2_and_the_same_command_continues_when_there_is_room
 
 def test_a_cache_that_can_not_be_written_ends_in_2(latewood: Latewood, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATEWOOD_CACHE", str(place / "file"))
-    end = latewood("run", "nmc", *SPLIT)
+    end = latewood("run", "nmc", *SPLIT, "--set", "backbone=mlp")
     assert end.status == 2
     assert str(place / "file") in end.err
 

@@ -394,6 +394,18 @@ def test_a_state_older_than_one_released_is_refused(tmp_path: Path) -> None:
         buffer.load_state(buffer.state())  # a new beginning has states of its own
 
 
+def test_what_lies_beyond_a_state_goes_with_the_first_row_that_is_added_to_it(tmp_path: Path) -> None:
+    states, chance = [], seed(0)
+    with make(tmp_path / "b", 10) as buffer:
+        for start in range(0, 120, 20):
+            buffer.add(numbered(start, start + 20), chance)
+            states.append(buffer.state())
+        buffer.load_state(states[2])
+        assert len(list(buffer.folder.glob("changes-*"))) == states[-1]["change"] == 5
+        buffer.add(numbered(0, 1), chance)
+        assert len(list(buffer.folder.glob("changes-*"))) - len(states[2]["changes"]) in (0, 1)  # it may have been kept
+
+
 def test_rows_from_before_are_neither_used_nor_lost_unless_one_says_so(tmp_path: Path) -> None:
     with make(tmp_path / "b") as buffer:
         buffer.add(numbered(0, 10))

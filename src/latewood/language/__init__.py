@@ -1,1 +1,1 @@
-"""A wing: text, as sentences that an encoder turns into features."""
+"""A wing: text, for language models and for encoders of sentences."""

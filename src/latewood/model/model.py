@@ -541,9 +541,12 @@ class Model:
                 return any(known["name"] == name for known in version.content["classes"])
             if version.event == "learn" and version.about == source:
                 return True
-            if not self._store.available(version):
-                return False  # nothing of its samples is left
-            return any(one.name == source for one in self._bench.samples(version).sources)
+            # Of a version that is too old, some segments may be there still, for a younger one that needs them.
+            there = [names for names in version.content["segments"] if self._store.holds(names[0])]
+            try:
+                return any(one.name == source for one in self._bench.samples(there).sources)
+            except CheckpointError:
+                return True  # damaged: nobody knows what is in it, and what is to be forgotten must go
 
         return tuple(version.number for version in self._store.versions() if holds(version))
 

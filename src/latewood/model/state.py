@@ -84,13 +84,12 @@ class Bench:
         content = version.content
         learner = self.fresh_learner()
         learner.load_state_dict(self.store.get(content["learner"]))
-        samples = self.samples(version)
+        samples = self.samples(content["segments"])
         classes = tuple(ClassFacts(**told) for told in content["classes"])
         return State(classes, learner.eval(), samples, content["temperature"], version)
 
-    def samples(self, version: Version) -> Samples:
-        """What a version has learned."""
-        segments = version.content["segments"]
+    def samples(self, segments: Sequence[Sequence[str | None]]) -> Samples:
+        """The samples in segments, named as a version's content names them."""
         return Samples.load(self.store, self.settings.canaries, self.settings.most_canaries, segments)
 
     def write(self, state: State) -> tuple[dict[str, Any], tuple[str, ...]]:

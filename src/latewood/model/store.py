@@ -235,6 +235,10 @@ class Store:
         except (OSError, SafetensorError, RuntimeError) as error:  # torch's own, for a file that has just been pruned
             raise CheckpointError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
 
+    def holds(self, name: str) -> bool:
+        """Whether a blob is there, whole or not."""
+        return self._blob(name).is_file()
+
     def available(self, version: Version) -> bool:
         """Whether every blob of a version is there; :meth:`prune` takes those of old versions."""
         return all(self._blob(name).is_file() for name in version.blobs)

@@ -90,7 +90,7 @@ def embedded(encoder: Encoder, stream: Stream, monkeypatch: pytest.MonkeyPatch) 
 
 def test_embeddings_are_those_of_split_so_nothing_is_embedded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATEWOOD_CACHE", "off")
-    encoder, images = Encoder(pixels(split("digits").example)), load_images("digits")
+    encoder, images = Encoder(mlp(split("digits").example)), load_images("digits")
     assert embedded(encoder, split(images), monkeypatch) == len(images.train) + len(images.test)
     assert embedded(encoder, tasks(images, seed=3), monkeypatch) == 0
 
@@ -98,7 +98,7 @@ def test_embeddings_are_those_of_split_so_nothing_is_embedded_again(monkeypatch:
 def test_a_subset_of_the_classes_shares_the_embeddings_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATEWOOD_CACHE", "off")
     images = load_images("digits")
-    encoder, subset = Encoder(pixels(split(images).example)), images.subset([3, 1, 4, 5])
+    encoder, subset = Encoder(mlp(split(images).example)), images.subset([3, 1, 4, 5])
     embedded(encoder, split(images), monkeypatch)
     assert embedded(encoder, split(subset, steps=2), monkeypatch) == 0
     assert embedded(encoder, tasks(subset, steps=2), monkeypatch) == 0

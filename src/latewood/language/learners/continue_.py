@@ -13,7 +13,7 @@ class Continue(LanguageLearner):
     >>> from latewood.core.experience import Experience
     >>> from latewood.language.nets import causal
     >>> from latewood.language.recipe import TextRecipe
-    >>> text = torch.tensor(list(b"late wood, early wood, " * 40)).reshape(-1, 23)
+    >>> text = torch.tensor(list(b"late wood, early wood, " * 40)).reshape(-1, 23).int()
     >>> arrival = Data(tokens=text)
     >>> learner = Continue(causal(arrival[:1], layers=1, width=16, heads=2), TextRecipe(steps=30, lr=0.01))
     >>> before = learner.predict(arrival).mean()
