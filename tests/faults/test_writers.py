@@ -96,7 +96,6 @@ def test_all_that_two_processes_learn_at_the_same_time_is_learned(nursery: Any, 
     log = model.log()
     assert [(version.number, version.parent) for version in log[1:]] == [(n, n - 1) for n in range(2, 22)]
     assert sorted(version.about for version in log[1:]) == sorted(arrival["source"] for arrival in arrivals)
-    assert {version.about.split()[0] for version in log[1:11]} == {"anna", "bert"}, "one waited for all of the other"
     facts = [{known.name: (known.samples, known.canaries) for known in one.known} for one in (model, alone)]
     assert facts[0] == facts[1]
     assert torch.allclose(worker.scores(model), worker.scores(alone), rtol=0, atol=1e-8)

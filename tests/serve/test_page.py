@@ -48,6 +48,7 @@ def visit(browser: Any, serving: Serving, token: str) -> Iterator[Callable[..., 
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked.add(request.url))
         page.set_default_timeout(15_000)
+        playwright.expect.set_options(timeout=15_000)
         page.goto(f"http://127.0.0.1:{port}{path}{fragment}")
         pages.append(page)
         return page
@@ -177,6 +178,7 @@ def test_everything_can_be_done_by_keyboard_on_a_phone_without_scrolling_sideway
     visit: Callable[..., Any], text_model: Model
 ) -> None:
     page = visit(text_model, viewport={"width": 360, "height": 740}, color_scheme="dark")
+    playwright.expect(page.locator(".version.current")).to_be_visible()  # the page is ready
     page.get_by_label("Texts").focus()
     page.keyboard.type("lost parcel with-a-word-that-is-far-too-long-to-fit-into-a-line-of-a-phone-and-must-be-broken")
     page.keyboard.press("Control+Enter")
