@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from latewood.core.data import Data
 from latewood.core.errors import CheckpointError, ConfigurationError, DataError
 from latewood.language.corpora import load_blocks
-from latewood.language.mixture import Mixture, Origin
+from latewood.language.mixture import Mixture, Origin, by_source
 
 
 def domain(number: int, rows: int, length: int = 4) -> Data:
@@ -376,3 +376,12 @@ def test_a_far_batch_is_told_at_once_where_shares_come_round() -> None:
     mixture(d0=0.7, d1=0.2, d2=0.1).origin(10**12, 0)
     mixture(d0=1 / 3, d1=1 / 3, d2=1 / 3).origin(10**12, 0)
     assert time.perf_counter() - start < 1
+
+
+def test_rows_are_told_apart_by_their_source_without_a_copy() -> None:
+    data = Data(tokens=torch.arange(12, dtype=torch.int32).reshape(4, 3), source=["b", "a", "b", "b"])
+    parts = by_source(data)
+    assert list(parts) == ["b", "a"]
+    assert parts["b"].rows.tolist() == [0, 2, 3] and parts["a"]["tokens"].tolist() == [[3, 4, 5]]
+    assert all(part.base.tensor("tokens").data_ptr() == data.tensor("tokens").data_ptr() for part in parts.values())
+    assert by_source(data.select("tokens"))["arrival"]["tokens"].shape == (4, 3)

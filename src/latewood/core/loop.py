@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from latewood.core.errors import ConfigurationError, LatewoodError
 from latewood.core.progress import current_progress
 from latewood.core.speed import decide
 from latewood.core.step import Trainable, accelerated, train_step
+from latewood.core.watch import current_watch
+
+if TYPE_CHECKING:
+    from latewood.core.learner import Learner
 
 
 def fit(learner: Trainable, data: Data) -> None:
@@ -28,6 +33,9 @@ def fit(learner: Trainable, data: Data) -> None:
     parameters = [p for group in groups for p in group["params"]]
     counter, progress = StepCounter(current_meter()), current_progress()
     progress.phase("learning", steps)
+    watch, watched, step = current_watch(), cast("Learner", learner), 0
+    if watch:
+        watch.after(0, watched)
     with accelerated(learner, recipe) as plain:
         for epoch in range(recipe.epochs):
             learner.epoch = epoch
@@ -41,6 +49,9 @@ def fit(learner: Trainable, data: Data) -> None:
                 if learner.after_batch is not None:
                     learner.after_batch(batch)
                 progress.step(loss)
+                step += 1
+                if watch:
+                    watch.after(step, watched, last=step == steps)
             # One look an epoch: more would make the processor wait for the device.
             if not torch.isfinite(total):
                 raise LatewoodError(

@@ -143,6 +143,12 @@ class Record:
         old = self._old_probes()
         return _mean(np.array([matrix[-1, j] - matrix[self.probes[j].since, j] for j in old]))
 
+    def learned_of(self, metric: str | None = None) -> float:
+        """Learning accuracy, or learned loss: the mean score of each probe right after it was first seen, ``a[since_j, j]``
+        (Riemer et al., 2019): what a learner can take in, whatever it keeps of it."""
+        matrix = self.matrix(metric)
+        return _mean(np.array([matrix[p.since, j] for j, p in enumerate(self.probes) if p.since < len(self.rows)]))
+
     def forward_transfer_of(self, metric: str | None = None) -> float:
         """FWT: what earlier experiences did to each probe before it was seen (Lopez-Paz and Ranzato, 2017, eq. 4).
 
@@ -181,6 +187,11 @@ class Record:
     def backward_transfer(self) -> float:
         """:meth:`backward_transfer_of` the main metric."""
         return self.backward_transfer_of()
+
+    @property
+    def learned(self) -> float:
+        """:meth:`learned_of` the main metric."""
+        return self.learned_of()
 
     @property
     def forward_transfer(self) -> float:
@@ -273,7 +284,7 @@ class Record:
 
 
 #: The metrics that are read off the matrix, in the order in which tables show them.
-SUMMARY = ("last", "average", "anytime", "forgetting", "backward_transfer", "forward_transfer")
+SUMMARY = ("last", "average", "anytime", "learned", "forgetting", "backward_transfer", "forward_transfer")
 
 
 def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

@@ -18,7 +18,8 @@ from latewood.core.experience import Experience
 from latewood.core.learner import Learner
 from latewood.core.progress import current_progress
 from latewood.core.seeding import seeded
-from latewood.language.mixture import Mixture
+from latewood.core.watch import current_watch
+from latewood.language.mixture import Mixture, by_source
 from latewood.language.nets.causal import CausalLM
 from latewood.language.recipe import TextRecipe
 from latewood.parts.optimizer_state import OptimizerState
@@ -55,8 +56,8 @@ class LanguageLearner(Learner):
     # What a method says
 
     def mixture(self, experience: Experience) -> Mixture:
-        """The domains that the new rows of each step come from, and their shares."""
-        return Mixture({self.domain(experience): experience.train}, batch_size=self.rows(), seed=self.mixture_seed)
+        """The domains that the new rows of each step come from, and their shares: here the sources of the arrival, by size."""
+        return Mixture(by_source(experience.train), batch_size=self.rows(), seed=self.mixture_seed)
 
     def rows(self) -> int:
         """How many rows of a step are new ones, that come from the mixture."""
@@ -117,10 +118,6 @@ class LanguageLearner(Learner):
             sums.append(losses.sum(1))
         return torch.cat(sums)
 
-    def domain(self, experience: Experience) -> str:
-        """What the new domain is called."""
-        return f"arrival {experience.index}"
-
 
 class _Work:
     """The steps on one arrival."""
@@ -145,11 +142,14 @@ class _Work:
 
     def run(self) -> None:
         learner, recipe, progress, meter = self.learner, self.recipe, current_progress(), current_meter()
+        watch = current_watch()
         done = self._resume()
         network = self.accelerator.prepare_model(_Losses(learner.backbone)) if self._distributed else _Losses(learner.backbone)
         learner.train()
         progress.phase("learning", self.steps)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if watch and not done:
+            watch.after(0, learner)
         for step in range(done, self.steps):
             rates = recipe.rate(self.first + step, self.total)
             for group in self.optimizer.param_groups:
@@ -168,6 +168,8 @@ class _Work:
             progress.step(loss)
             if (step + 1) % _LOOK == 0 or step + 1 == self.steps:
                 self._check(loss, step)
+            if watch:
+                watch.after(step + 1, learner, last=step + 1 == self.steps)
             if self.shelf and recipe.save_every and (step + 1) % recipe.save_every == 0 and step + 1 < self.steps:
                 self._save(step + 1)
         learner.optimizer_state.take(self.optimizer) if recipe.arrivals > 1 else learner.optimizer_state.clear()
@@ -209,7 +211,9 @@ class _Work:
         learner.optimizer_state.take(self.optimizer)
         state = {f"learner.{name}": value for name, value in tensors_of(learner).items()}
         state |= {"generator": learner.generator.get_state(), "rng": torch.get_rng_state()}
+        watch = current_watch()
         told = {"mixture": self.mixture.state(), "method": learner.progress_state(), "flops": current_meter().flops}
+        told["watch"] = watch.state() if watch else []
         groups = [{"initial_lr": group["initial_lr"]} for group in self.optimizer.param_groups]
         self.shelf.add(step, state, {**told, "flops_per_step": self.flops_per_step, "groups": groups})
         learner.saved()
@@ -232,6 +236,8 @@ class _Work:
         torch.set_rng_state(state["rng"])
         self.mixture.load_state(told["mixture"])
         learner.load_progress(told["method"])
+        if (watch := current_watch()) is not None:
+            watch.load_state(told["watch"])
         current_meter().charge(told["flops"] - current_meter().flops)
         self.flops_per_step = told["flops_per_step"]
         current_progress().tell(f"Continuing within the arrival after {step} of {self.steps} steps.")

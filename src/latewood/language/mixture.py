@@ -308,6 +308,23 @@ class Mixture:
         return held[number_of_pass]
 
 
+def by_source(data: Data, otherwise: str = "arrival") -> dict[str, Data]:
+    """The rows of each source: views, by the names in the column ``source``, in the order in which they first occur.
+
+    Without such a column all rows are of one source, called ``otherwise``.
+
+    >>> parts = by_source(Data(tokens=torch.zeros(3, 4, dtype=torch.int32), source=["en", "fr", "en"]))
+    >>> {name: len(part) for name, part in parts.items()}
+    {'en': 2, 'fr': 1}
+    """
+    if "source" not in data:
+        return {otherwise: data}
+    places: dict[str, list[int]] = {}
+    for row, name in enumerate(data["source"]):
+        places.setdefault(name, []).append(row)
+    return {name: data if len(rows) == len(data) else data[rows] for name, rows in places.items()}
+
+
 def _period(held: Mapping[str, Any]) -> _Period:
     shares, given, owed = ([int(value) for value in held[name]] for name in ("shares", "given", "owed"))
     return _Period(int(held["step"]), shares, given, owed)

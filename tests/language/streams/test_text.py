@@ -96,8 +96,8 @@ def test_a_corpus_that_is_named_twice_arrives_twice_and_has_one_probe(shelf: Pat
 
 def test_the_order_is_shuffled_by_the_seed_only_if_that_is_asked_for(shelf: Path) -> None:
     def order(**options: object) -> list[object]:
-        corpora = text("low.txt,high.txt,low.txt@3,high.txt@3", length=32, **options).config["blocks"]  # type: ignore[arg-type]
-        return list(corpora)
+        arrivals = text("low.txt,high.txt,low.txt@3,high.txt@3", length=32, **options).config["arrivals"]  # type: ignore[arg-type]
+        return [most for ((_, most),) in arrivals]
 
     assert order(seed=1) == order(seed=2) == [None, None, 3, 3]
     orders = {tuple(order(seed=seed, shuffle=True)) for seed in range(12)}
@@ -121,7 +121,7 @@ def test_the_configuration_names_all_that_decides_the_contents(shelf: Path) -> N
 def test_any_arrival_can_be_had_at_any_time(shelf: Path) -> None:
     stream: Stream = text("low.txt,high.txt", length=32)
     assert same(stream[1].train, list(stream)[1].train)
-    assert list(stream.example) == ["tokens", "bytes"]
+    assert list(stream.example) == ["tokens", "bytes", "source"]
 
 
 @pytest.mark.parametrize(
@@ -137,3 +137,23 @@ def test_any_arrival_can_be_had_at_any_time(shelf: Path) -> None:
 def test_names_that_make_no_stream_get_a_sentence(shelf: Path, dataset: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         text(dataset)
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_corpora_that_are_joined_arrive_together_and_each_row_names_its_own(
+    shelf: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATEWOOD_CACHE", str(shelf / "cache") if cache == "on" else "off")
+    stream = text("low.txt@5+high.txt,low.txt", length=32)
+    both = stream[0].train
+    low, high = load_blocks("low.txt", length=32, blocks=5), load_blocks("high.txt", length=32)
+    assert both["source"] == ["low.txt"] * 5 + ["high.txt"] * len(high.train)
+    assert same(both[:5], low.train) and same(both[5:], high.train)
+    assert [(probe.name, probe.since) for probe in stream.probes] == [("low.txt", 0), ("high.txt", 0)]
+    assert same(text("low.txt@5+high.txt,low.txt", length=32)[0].train, both)
+
+
+@pytest.mark.parametrize("name", ["low.txt+low.txt@3", "low.txt+", "+"])
+def test_corpora_that_arrive_together_need_names_that_differ(shelf: Path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="need different names"):
+        text(name, length=32)

@@ -3,7 +3,7 @@
 ``sources`` finds the text and divides it, ``tokenizers`` makes tokens of it, ``blocks`` packs and keeps them.
 """
 
-from latewood.language.corpora.blocks import TokenBlocks, load_blocks, pack
+from latewood.language.corpora.blocks import TokenBlocks, join, load_blocks, pack
 from latewood.language.corpora.sources import HUB_NAMES, Corpus, load_corpus
 from latewood.language.corpora.tokenizers import ByteTokenizer, Encoded, Tokenizer, load_tokenizer
 
@@ -14,6 +14,7 @@ __all__ = [
     "Encoded",
     "TokenBlocks",
     "Tokenizer",
+    "join",
     "load_blocks",
     "load_corpus",
     "load_tokenizer",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from latewood.language.corpora.tokenizers import Tokenizer, load_tokenizer
 #: Part of every key: a change of the layout or of the way in which text is divided and packed needs a new number.
 FORMAT = 1
 
+#: Rows that are copied together.
+_ROWS_AT_ONCE = 4096
 #: Characters that are tokenized together.
 _BATCH = 1 << 18
 #: In the order in which they are made, with the words for them.
@@ -115,6 +117,34 @@ def pack(documents: Iterable[str], tokenizer: str | Tokenizer = "bytes", length:
     """
     rows = _joined(_filled(_packed(documents, load_tokenizer(tokenizer), length), None, length, "The text"))
     return Data(tokens=rows.tokens, bytes=rows.bytes)
+
+
+def join(parts: Mapping[str, Data]) -> Data:
+    """The rows of several corpora below one another, with a column ``source`` that names the corpus of each.
+
+    ``parts`` maps names to training or held-out parts of :class:`TokenBlocks`. As there, rows lie on disk and are
+    memory-mapped; of one part alone they are its own.
+
+    >>> both = join({"a": pack(["To be, or not to be"], length=8), "b": pack(["that is the question"], length=8)})
+    >>> both["source"]
+    ['a', 'a', 'b', 'b']
+    """
+    lengths = {name: int(data.tensor("tokens").shape[1]) for name, data in parts.items()}
+    if len(set(lengths.values())) != 1:
+        raise ConfigurationError(f"Corpora that arrive together need rows of one length, but they have {lengths or 'none'}.")
+    source = [name for name, data in parts.items() for _ in range(len(data))]
+    key = hashlib.blake2b(repr([(name, d.fingerprint()) for name, d in parts.items()]).encode(), digest_size=16).hexdigest()
+    if len(parts) == 1:
+        (data,) = parts.values()
+        return Data(tokens=data.tensor("tokens"), bytes=data.tensor("bytes"), source=source).named(key)
+    folder, length = cache_folder("tokens"), next(iter(lengths.values()))
+
+    def make() -> Iterator[tuple[Part, Iterator[_Rows]]]:
+        batches = (batch for data in parts.values() for batch in data.batches(_ROWS_AT_ONCE))
+        yield "train", (_Rows(b.tensor("tokens").numpy(), b.tensor("bytes").numpy()) for b in batches)
+
+    rows = _kept(folder / key, length, make)["train"] if folder else _joined(batch for _, part in make() for batch in part)
+    return Data(tokens=rows.tokens, bytes=rows.bytes, source=source).named(key)
 
 
 def _packed_parts(
@@ -244,7 +274,9 @@ def _read(place: Path) -> dict[Part, _Rows] | None:
     """What is kept at ``place``; ``None`` if there is nothing, or only something damaged."""
     try:
         header = json.loads((place / _HEADER).read_text())
-        return {part: _mapped(place, part, header["rows"][part], header["length"]) for part in _PARTS}
+        if "train" not in header["rows"]:
+            return None
+        return {part: _mapped(place, part, rows, header["length"]) for part, rows in header["rows"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

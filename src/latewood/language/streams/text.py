@@ -1,4 +1,4 @@
-"""Domain-incremental over corpora of text: one arrives after the other, and the domain is never revealed."""
+"""Domain-incremental over corpora of text: they arrive one after the other, alone or several together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from latewood.core.errors import ConfigurationError
 from latewood.core.experience import Experience
 from latewood.core.seeding import generator
 from latewood.core.stream import Stream
-from latewood.language.corpora import TokenBlocks, load_blocks, load_tokenizer
+from latewood.language.corpora import join, load_blocks, load_tokenizer
 from latewood.language.probes import HeldOutLoss
 
 
@@ -25,9 +25,11 @@ def text(
     """One arrival for each of the corpora that ``dataset`` names, separated by commas: ``text-en,fr,de``.
 
     Each is what :func:`~latewood.language.corpora.load_corpus` finds under that name, as rows of ``length`` tokens of
-    ``tokenizer`` (``bytes``, or a checkpoint). ``blocks`` is the most rows that an arrival brings, ``held_out`` the most
-    in its probe (default: all); ``en@500`` sets the former for one corpus. Corpora arrive in the order of their names
-    in ``dataset``, with ``shuffle`` in a random one that ``seed`` decides. One that is named twice arrives twice.
+    ``tokenizer`` (``bytes``, or a checkpoint). Corpora that are joined by ``+`` arrive together: ``text-en+fr,python``.
+    ``blocks`` is the most rows of a corpus, ``held_out`` the most in its probe (default: all); ``en@500`` sets the
+    former for one corpus. Arrivals come in the order of ``dataset``, with ``shuffle`` in a random one that ``seed`` decides.
+    A corpus that is named twice arrives twice. What arrives has the columns ``tokens``, ``bytes`` and ``source``, the
+    name of the corpus of each row.
 
     One probe for each corpus: its held-out part, of which nothing is ever trained on. Errors:
     :class:`~latewood.core.errors.ConfigurationError` for no name, or numbers that don't fit; and what
@@ -37,36 +39,46 @@ def text(
     >>> stream[0].train["tokens"].shape, stream.probes[0].name
     (torch.Size([100, 64]), 'python')
     """
-    arrivals = [_arrival(part, blocks) for name in dataset.split(",") if (part := name.strip())]
+    arrivals = [_arrival(together, blocks) for together in dataset.split(",") if together.strip()]
     if not arrivals:
         raise ConfigurationError("A text stream needs the names of its corpora, separated by commas, such as text-en,fr.")
     if shuffle:
         arrivals = [arrivals[i] for i in torch.randperm(len(arrivals), generator=generator(seed, "text")).tolist()]
     tokens = load_tokenizer(tokenizer)
-    loaded: list[TokenBlocks] = []
-    for name, most in arrivals:
-        same = (part for part, known in zip(loaded, arrivals, strict=False) if known == (name, most))
-        loaded.append(next(same, None) or load_blocks(name, tokenizer=tokens, length=length, blocks=most, held_out=held_out))
+    parts = [part for arrival in arrivals for part in arrival]
+    loaded = {
+        (name, most): load_blocks(name, tokenizer=tokens, length=length, blocks=most, held_out=held_out)
+        for name, most in dict.fromkeys(parts)
+    }
 
     def build(step: int) -> Experience:
-        return Experience(step, loaded[step].train)
+        return Experience(step, join({name: loaded[name, most].train for name, most in arrivals[step]}))
 
     first: dict[str, int] = {}
-    for step, (name, _) in enumerate(arrivals):
-        first.setdefault(name, step)
-    probes = [HeldOutLoss(name, loaded[step].held_out, since=step) for name, step in first.items()]
+    for step, arrival in enumerate(arrivals):
+        for name, _ in arrival:
+            first.setdefault(name, step)
+    held = {name: blocks.held_out for (name, _), blocks in reversed(loaded.items())}
+    probes = [HeldOutLoss(name, held[name], since=step) for name, step in first.items()]
     config = {
-        "corpora": [name for name, _ in arrivals],
-        "blocks": [most for _, most in arrivals],
-        "contents": [{"train": part.train.fingerprint(), "held_out": part.held_out.fingerprint()} for part in loaded],
+        "arrivals": [[[name, most] for name, most in arrival] for arrival in arrivals],
+        "contents": [{"train": b.train.fingerprint(), "held_out": b.held_out.fingerprint()} for b in loaded.values()],
         "tokenizer": {"name": tokens.name, "size": tokens.size, "end": tokens.end, "fingerprint": tokens.fingerprint},
         **{"length": length, "held_out": held_out, "shuffle": shuffle, "seed": seed},
     }
     return Stream(f"text-{dataset}", len(arrivals), build, probes, config=config, wing="language")
 
 
-def _arrival(part: str, blocks: int | None) -> tuple[str, int | None]:
-    """The name of a corpus, and the most rows of it: ``en@500``."""
+def _arrival(together: str, blocks: int | None) -> list[tuple[str, int | None]]:
+    """The corpora that arrive together, and the most rows of each: ``en@500+fr``."""
+    parts = [_part(part.strip(), blocks) for part in together.split("+")]
+    names = [name for name, _ in parts]
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigurationError(f"Corpora that arrive together need different names, but they are {together.strip()!r}.")
+    return parts
+
+
+def _part(part: str, blocks: int | None) -> tuple[str, int | None]:
     name, mark, most = part.rpartition("@")
     if not mark:
         return part, blocks
