@@ -153,7 +153,11 @@ def _check_latewood(arguments: list[str]) -> None:
     context = group.make_context("latewood", ["methods"])
     command = group.get_command(context, arguments[0])
     assert command is not None, f"There is no command {arguments[0]!r}."
-    given = command.make_context(arguments[0], arguments[1:], parent=context).params
+    rest = arguments[1:]
+    if hasattr(command, "commands"):
+        context = command.make_context(arguments[0], rest, parent=context)
+        command, rest = command.commands[rest[0]], rest[1:]
+    given = command.make_context(arguments[0], rest, parent=context).params
     if arguments[0] in ("run", "compare"):
         _check_names(given)
     elif arguments[0] == "streams" and given["name"]:
@@ -167,8 +171,12 @@ def _check_latewood(arguments: list[str]) -> None:
 
 def _check_names(given: dict[str, Any]) -> None:
     """The methods, the scenario, the network and every parameter of a command exist."""
-    stream, _ = stream_entry(given["stream"])
     methods = given.get("methods") or [given["method"]]
+    if given["preset"] is not None:
+        from latewood.studies.presets import find_preset
+
+        given["stream"] = given["stream"] or find_preset(given["preset"], methods)[0]
+    stream, _ = stream_entry(given["stream"])
     entries = [registry.find("learners", method, stream.wing) for method in methods]
     settings = configure.parse_assignments(given["set"] or [])
     if given["config"] is not None:
@@ -178,7 +186,8 @@ def _check_names(given: dict[str, Any]) -> None:
     backbone = {"name": backbone} if isinstance(backbone, str) else backbone
     if backbone:
         on_hub = "/" in backbone["name"]
-        net = registry.find("nets", "hub" if on_hub else backbone["name"], stream.wing)
+        hub = "hub" if stream.wing == "images" else "causal"
+        net = registry.find("nets", hub if on_hub else backbone.get("name", hub), stream.wing)
         assert set(backbone) - {"name"} <= configure.settable(net.load())
     for entry in entries:
         own = settings.pop(entry.name, {})
@@ -274,20 +283,31 @@ def _is_rule(row: list[str]) -> bool:
 
 def _shown(default: object) -> str:
     """A default value as the tables write it."""
+    if default is inspect.Parameter.empty:
+        return "required"
     if default is None or isinstance(default, bool):
         return str(default).lower()
     return f"{default:.10f}".rstrip("0") if isinstance(default, float) and 0 < default < 1e-3 else str(default)
 
 
-def test_every_method_of_the_wing_is_described_with_its_parameters() -> None:
-    for entry in registry.entries("learners", "images"):
+@pytest.mark.parametrize("wing", ["images", "language"])
+def test_every_method_of_a_wing_is_described_with_its_parameters(wing: str) -> None:
+    for entry in registry.entries("learners", wing):
         wanted = {
             name: _shown(parameter.default)
             for name, parameter in configure.parameters_of(entry.load()).items()
             if name not in ("backbone", "recipe")
         }
-        found = {row[0]: row[1] for row in _rows(section(DOCS / "images.md", entry.name, 3))}
+        found = {row[0]: row[1] for row in _rows(section(DOCS / f"{wing}.md", entry.name, 3))}
         assert found == wanted, entry.name
+
+
+@pytest.mark.parametrize("wing", ["images", "language"])
+def test_every_preset_of_a_wing_is_shown_as_a_command(wing: str) -> None:
+    text = (DOCS / f"{wing}.md").read_text()
+    for entry in registry.entries("learners", wing):
+        for name in entry.load().presets:
+            assert f"latewood run {entry.name} --preset {name}\n" in text
 
 
 def test_every_field_of_the_recipe_is_described() -> None:
@@ -314,10 +334,18 @@ def test_every_network_is_described_with_its_settings() -> None:
         assert described[entry.name] == ", ".join(given)
 
 
-@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
-def test_every_option_of_every_command_is_described(name: str) -> None:
+def _commands() -> dict[str, Any]:
+    """Every command by its name, those of a group with the group's before it: ``mix plan``."""
     group: Any = typer.main.get_command(app)
-    command = group.commands[name]
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        found |= {f"{name} {inner}": one for inner, one in getattr(command, "commands", {}).items()} or {name: command}
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(_commands()))
+def test_every_option_of_every_command_is_described(name: str) -> None:
+    command = _commands()[name]
     options = {o for p in command.params for o in p.opts if p.param_type_name == "option" and o not in ("-h", "--help")}
     arguments = {p.name.upper() for p in command.params if p.param_type_name == "argument"}
     rows = _rows(section(DOCS / "cli.md", name, 2))
@@ -325,9 +353,8 @@ def test_every_option_of_every_command_is_described(name: str) -> None:
 
 
 def test_every_command_has_a_section() -> None:
-    group: Any = typer.main.get_command(app)
     titles = re.findall(r"^## (.+)$", (DOCS / "cli.md").read_text(), re.MULTILINE)
-    assert set(group.commands) <= set(titles)
+    assert set(_commands()) <= set(titles)
 
 
 def test_navigation_and_pages_agree() -> None:

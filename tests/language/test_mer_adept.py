@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import torch
 from torch import Tensor
 
 from latewood.core.data import Data
-from latewood.core.errors import ConfigurationError
+from latewood.core.errors import ConfigurationError, StorageError
 from latewood.core.experience import Experience
 from latewood.core.run import run
 from latewood.core.stream import Stream
@@ -22,6 +26,7 @@ from latewood.language.learners.continue_ import Continue
 from latewood.language.learners.mer import MER
 from latewood.language.nets import causal
 from latewood.language.recipe import TextRecipe
+from latewood.parts import disk_buffer
 
 LENGTH = 16
 
@@ -121,6 +126,83 @@ def test_mer_that_is_killed_within_a_window_ends_with_the_same_bits(
     run(again, stream(), to=tmp_path / "broken", device="cpu")
     assert equal(weights(again), weights(straight))
     assert torch.equal(again.buffer.read(range(len(again.buffer))), straight.buffer.read(range(len(straight.buffer))))
+
+
+def arriving(count: int, rows: int = 64) -> Stream:
+    return Stream("rows", 6, lambda index: Experience(index, blocks(rows, index)) if index < count else stop(), ())
+
+
+def stop() -> Experience:
+    raise KeyboardInterrupt
+
+
+def test_the_disk_holds_what_two_arrivals_replaced_however_many_there_were(tmp_path: Path) -> None:
+    learner = made(MER, capacity=20, recipe={"save_every": 3})
+    for count in range(1, 7):
+        with suppress(KeyboardInterrupt):
+            run(learner, arriving(count), to=tmp_path, device="cpu")
+        files = tmp_path / "files" / "buffer"
+        # 11 steps: 3 saves within an arrival, and its end.
+        numbers = [int(path.stem.removeprefix("changes-")) for path in files.glob("changes-*.bin")]
+        assert len(numbers) <= 2 * 4
+        assert sum(path.stat().st_size for path in files.glob("rows-*.bin")) == 20 * (8 + 4 * LENGTH + 4)
+        learner.buffer.close()
+        learner = made(MER, capacity=20, recipe={"save_every": 3})
+    assert max(numbers) > 16
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_goes_on_from_either_of_the_two_newest_checkpoints_though_older_rows_are_gone(
+    tmp_path: Path, damaged: bool
+) -> None:
+    settings: dict[str, Any] = {"capacity": 20, "recipe": {"save_every": 3}}
+    straight = made(MER, **settings)
+    run(straight, arriving(6), to=tmp_path / "straight", device="cpu")
+    broken = made(MER, **settings)
+    after, count = broken.after_step, [0]
+
+    def dying(*rest: Any) -> None:
+        count[0] += 1
+        if count[0] == 5 * 11 + 5:  # within the sixth arrival, after a save
+            raise KeyboardInterrupt
+        after(*rest)
+
+    broken.after_step = dying
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, arriving(6), to=tmp_path / "broken", device="cpu")
+    broken.buffer.close()
+    assert json.loads((tmp_path / "broken" / "files" / "buffer" / "folded.json").read_text())["folded"] > 0
+    if damaged:
+        newest = max((tmp_path / "broken" / "checkpoints").iterdir())
+        (newest / "state.safetensors").write_bytes(b"not what was written")
+    again = made(MER, **settings)
+    run(again, arriving(6), to=tmp_path / "broken", device="cpu")
+    assert equal(weights(again), weights(straight))
+    assert torch.equal(again.buffer.read(range(20)), straight.buffer.read(range(20)))
+    assert torch.equal(again.get_extra_state(), straight.get_extra_state()) or damaged
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_with_room_it_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, broken = made(MER, recipe={"save_every": 3}), made(MER, recipe={"save_every": 3})
+    run(straight, stream(), to=tmp_path / "straight", device="cpu")
+    written, count = disk_buffer._write, [0]
+
+    def full(handle: Any, position: int, content: bytes) -> None:
+        count[0] += 1
+        if count[0] > 16:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(handle, position, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk_buffer, "_write", full)
+        with pytest.raises(StorageError, match=r"Could not write .*rows-.*: No space left on device\. What was saved before"):
+            run(broken, stream(), to=tmp_path / "broken", device="cpu")
+    broken.buffer.close()
+    again = made(MER, recipe={"save_every": 3})
+    run(again, stream(), to=tmp_path / "broken", device="cpu")
+    assert equal(weights(again), weights(straight))
 
 
 @pytest.mark.parametrize("settings", [{"every": 0}, {"eps": 1.5}, {"share": 0.3}])

@@ -417,6 +417,16 @@ def test_points_of_the_warm_up_are_not_fitted() -> None:
 # What is said beyond the number
 
 
+def test_a_law_over_budgets_that_falls_is_not_used_and_that_is_told(known: Plan) -> None:
+    turning = {0.25: 8.0, 0.5: 6.0, 0.75: 4.0}
+    curves = [curve_of(r, general=lambda t, r=r: np.asarray(-1e-3 * np.log(t / turning[r]) ** 2)) for r in turning]  # type: ignore[misc]
+    found = plan(curves, draws=0)
+    assert [row.turning_point for row in found.ratios] == pytest.approx([8, 6, 4], rel=0.1)
+    assert found.ratio == 0.75
+    assert any("does not rise at this budget" in note for note in found.notes)
+    assert not any("does not rise" in note for note in known.notes)
+
+
 def test_half_of_the_curves_predicts_the_whole_and_says_that_it_extrapolates() -> None:
     truth = float(brentq(lambda ratio: true_turn(ratio) - 100, 0.1, 1.0))
     found = plan(family(noise=1e-5, end=50), draws=0)

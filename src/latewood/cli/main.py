@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latewood.cli import model
+from latewood.cli import mix, model, pretrain
 from latewood.core.errors import LatewoodError
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ app = typer.Typer(
 )
 
 RESEARCH = "Methods, scenarios and papers"
-app.registered_commands += model.app.registered_commands
+app.registered_commands += [*model.app.registered_commands, *pretrain.app.registered_commands]
+app.add_typer(mix.app, name="mix", rich_help_panel=RESEARCH)
 
 USER_ERROR, CLAIM_FAILS, INTERRUPTED = 2, 4, 130
 
@@ -57,7 +58,10 @@ def _papers(incomplete: str) -> list[str]:
 Method = Annotated[str, typer.Argument(help="A method; `latewood methods` lists them.", autocompletion=_methods)]
 Methods = Annotated[list[str], typer.Argument(help="Methods; `latewood methods` lists them.", autocompletion=_methods)]
 StreamName = Annotated[
-    str, typer.Option("--stream", "-s", help="<scenario>-<data set>, such as split-digits.", autocompletion=_streams)
+    str | None, typer.Option("--stream", "-s", help="<scenario>-<data set>, such as split-digits.", autocompletion=_streams)
+]
+PresetName = Annotated[
+    str | None, typer.Option("--preset", help="A paper's stream and settings; `latewood methods NAME` lists them.")
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A parameter, name=value; stream.NAME and backbone.NAME reach those.")
@@ -71,7 +75,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 @app.command(rich_help_panel=RESEARCH)
 def run(
     method: Method,
-    stream: StreamName,
+    stream: StreamName = None,
+    preset: PresetName = None,
     seed: Annotated[int, typer.Option(help="Decides class order, initial weights and batches.")] = 0,
     set: Settings = None,
     config: ConfigFile = None,
@@ -87,7 +92,7 @@ def run(
     from latewood.studies.assemble import make_learner, make_stream
     from latewood.studies.compare import settings_of
 
-    settings = _settings(config, set, [method], stream)
+    stream, settings = _chosen([method], stream, preset, config, set)
     arrivals = make_stream(stream, settings.pop("stream", {}), seed)
     learner = make_learner(method, arrivals, settings_of(method, arrivals.wing, settings), seed)
     if not json:
@@ -100,7 +105,8 @@ def run(
 @app.command(rich_help_panel=RESEARCH)
 def compare(
     methods: Methods,
-    stream: StreamName,
+    stream: StreamName = None,
+    preset: PresetName = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0 on.", min=1)] = 1,
     set: Settings = None,
     config: ConfigFile = None,
@@ -112,7 +118,7 @@ def compare(
     """Compare methods on one stream: a table, a report, and a record of every run."""
     from latewood.studies.compare import compare as compare_methods
 
-    settings = _settings(config, set, methods, stream)
+    stream, settings = _chosen(methods, stream, preset, config, set)
     records = compare_methods(methods, stream, seeds=seeds, to=to, settings=settings, device=device, transfer=transfer)
     _report(records, to / "report.html", json)
 
@@ -132,9 +138,20 @@ def report(
 
 
 @app.command(rich_help_panel=RESEARCH)
-def methods(json: Json = False) -> None:
-    """List the methods."""
-    _list("learners", json)
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show what can be set, and presets.", autocompletion=_methods)] = None,
+    wing: Annotated[str | None, typer.Option(help="Which, where wings have methods of one name.")] = None,
+    json: Json = False,
+) -> None:
+    """List the methods, or show one: what can be set, and its presets."""
+    if name is None:
+        _list("learners", json)
+        return
+    from latewood.cli.show import method_json, show_method
+    from latewood.core.registry import find
+
+    entry = find("learners", name, wing)
+    _print_json(method_json(entry)) if json else show_method(entry)
 
 
 @app.command(rich_help_panel=RESEARCH)
@@ -180,7 +197,7 @@ def papers(json: Json = False) -> None:
 def check(
     paper: Annotated[str | None, typer.Argument(help="Name or number of a paper.", autocompletion=_papers)] = None,
     all: Annotated[bool, typer.Option("--all", help="Every paper that is built.")] = False,
-    table: Annotated[Path | None, typer.Option(help="Also write the results as a Markdown table here.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Also put the results into the Markdown table here.")] = None,
     json: Json = False,
 ) -> None:
     """Execute a paper's claims on real data; exit status 4 if one does not hold."""
@@ -194,6 +211,7 @@ def check(
         raise ConfigurationError("Name one paper, or say --all.")
     chosen = [p for p in all_papers() if p.built] if all else [find(paper or "")]
     results = []
+    before = table.read_text() if table is not None and table.exists() else ""
     for one in chosen:
         if not one.built:
             raise ConfigurationError(f"Paper {one.number} ({one.name}) is not built yet, so it has no claims to check.")
@@ -201,22 +219,36 @@ def check(
         results.append((one, found))
         if not json:
             show_results(one, found)
-    if table is not None:
-        write_atomically(table, markdown_table(results))
+        if table is not None:
+            write_atomically(table, markdown_table(results, before))
     if json:
         _print_json(results_json(results))
     if any(result.verdict is not None and not result.verdict.holds for _, found in results for result in found):
         raise typer.Exit(CLAIM_FAILS)
 
 
-def _settings(config: Path | None, assignments: list[str] | None, methods: list[str], stream: str) -> dict[str, Any]:
-    """What --set says, over what of the file concerns these methods."""
+def _chosen(
+    methods: list[str], stream: str | None, preset: str | None, config: Path | None, assignments: list[str] | None
+) -> tuple[str, dict[str, Any]]:
+    """The stream, and what --set says, over what of the file concerns these methods, over the preset."""
     from latewood.core.configure import merged, parse_assignments, read_toml
+    from latewood.core.errors import ConfigurationError
     from latewood.studies.assemble import stream_entry
     from latewood.studies.compare import relevant
+    from latewood.studies.presets import find_preset, under_methods
 
-    from_file = relevant(read_toml(config), methods, stream_entry(stream)[0].wing) if config else {}
-    return merged(from_file, parse_assignments(assignments or []))
+    said = parse_assignments(assignments or [])
+    wing = stream_entry(stream)[0].wing if stream else None
+    of_paper: dict[str, Any] = {}
+    if preset is not None:
+        its_stream, of_paper = find_preset(preset, methods, wing)
+        stream = stream or its_stream
+    if stream is None:
+        raise ConfigurationError("Name a stream with --stream, or a --preset that has one; `latewood streams` lists them.")
+    wing = stream_entry(stream)[0].wing
+    from_file = relevant(read_toml(config), methods, wing) if config else {}
+    own = merged(from_file, said)
+    return stream, merged(of_paper, under_methods(own, methods, wing) if preset is not None else own)
 
 
 def _report(records: list[Record], page: Path, as_json_only: bool) -> None:

@@ -47,6 +47,29 @@ def show_entries(entries: Sequence[Entry]) -> None:
     Console().print(table)
 
 
+def method_json(entry: Entry) -> dict[str, Any]:
+    """A method: what can be set, with defaults, and its presets."""
+    from latewood.core.configure import parameters_of
+
+    target = entry.load()
+    defaults = {n: None if p.default is p.empty else repr(p.default) for n, p in parameters_of(target).items()}
+    presets = {
+        name: {"stream": preset.stream, "settings": dict(preset.settings), "source": preset.source}
+        for name, preset in target.presets.items()
+    }
+    return {"name": entry.name, "wing": entry.wing, "summary": entry.summary, "parameters": defaults, "presets": presets}
+
+
+def show_method(entry: Entry) -> None:
+    """What a method is, what can be set, and its presets."""
+    method, console = method_json(entry), Console(highlight=False)
+    console.print(f"[bold]{method['name']}[/] ({method['wing']}): {escape(method['summary'])}")
+    for name, default in method["parameters"].items():
+        console.print(f"  {name}" + (f" = {escape(default)}" if default else ""))
+    for name, preset in method["presets"].items():
+        console.print(f"  [bold]--preset {escape(name)}[/]: {escape(preset['stream'])}. {escape(preset['source'])}")
+
+
 def show_papers(papers: Sequence[Paper]) -> None:
     """All papers, the built ones marked."""
     table = Table(box=None, pad_edge=False)
@@ -95,16 +118,24 @@ def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
-def markdown_table(results: Results) -> str:
-    """The results as the documentation shows them."""
+def markdown_table(results: Results, before: str = "") -> str:
+    """The results as the documentation shows them; rows of other papers stay as they are in the table ``before``."""
+    checked = {paper.number for paper, _ in results}
+    rows = [(row["number"], _markdown_row(row)) for row in results_json(results)]
+    for line in before.splitlines():
+        number = line.removeprefix("| ").split(" ")[0]
+        if number.isdecimal() and int(number) not in checked:
+            rows.append((int(number), line))
     lines = ["| paper | claim | verdict | measured |", "|---|---|---|---|"]
-    for row in results_json(results):
-        verdict = {True: "holds", False: "**does not hold**", None: "skipped"}[row["holds"]]
-        numbers = ", ".join(f"{name} {_number(value)}" for name, value in row["numbers"].items())
-        claim = f"{row['claim']}: {row['statement']}"
-        cells = (f"{row['number']} {row['paper']}", claim, verdict, f"{row['sentence']} {numbers}".strip())
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(line for _, line in sorted(rows, key=lambda row: row[0]))]) + "\n"
+
+
+def _markdown_row(row: Mapping[str, Any]) -> str:
+    verdict = {True: "holds", False: "**does not hold**", None: "skipped"}[row["holds"]]
+    numbers = ", ".join(f"{name} {_number(value)}" for name, value in row["numbers"].items())
+    claim = f"{row['claim']}: {row['statement']}"
+    cells = (f"{row['number']} {row['paper']}", claim, verdict, f"{row['sentence']} {numbers}".strip())
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _number(value: float | None) -> str:

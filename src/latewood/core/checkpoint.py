@@ -71,11 +71,13 @@ class Checkpoints:
 
     keep = 2
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, reads_only: bool = False) -> None:
+        self.folder, self.reads_only = folder, reads_only
 
     def add(self, number: int, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-        """Save checkpoint ``number``, then remove what is older than the newest :attr:`keep`."""
+        """Save checkpoint ``number``, then remove what is older than the newest :attr:`keep`; nothing if it ``reads_only``."""
+        if self.reads_only:
+            return
         for damaged in self._numbered():
             if int(damaged.name) >= number:  # or it would have been resumed from
                 shutil.rmtree(damaged)
@@ -85,7 +87,8 @@ class Checkpoints:
 
     def newest(self, tell: Callable[[str], None] = print) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that is whole, or ``None``. ``tell`` receives a sentence for each that is not."""
-        sweep_temporaries(self.folder)
+        if not self.reads_only:
+            sweep_temporaries(self.folder)
         numbered = self._numbered()
         for folder in numbered:
             try:
@@ -139,8 +142,8 @@ class Shelf(Checkpoints):
     a checkpoint says what of it counts.
     """
 
-    def __init__(self, folder: Path, files: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, files: Path, reads_only: bool = False) -> None:
+        super().__init__(folder, reads_only)
         self.files = files
 
 

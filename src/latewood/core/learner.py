@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from latewood.core.cost import current_meter
 from latewood.core.data import Data
 from latewood.core.experience import Experience
 from latewood.core.loop import fit
+from latewood.core.preset import Preset
 from latewood.core.recipe import Recipe
 from latewood.core.seeding import seeded
 
@@ -46,6 +48,8 @@ class Learner(nn.Module, ABC):
     deployed: ClassVar[tuple[str, ...]] = ("net",)
     #: Whether the learner counts its own FLOPs; otherwise every operation of ``learn`` is counted.
     counts_flops: ClassVar[bool] = False
+    #: Settings of papers, by name.
+    presets: ClassVar[Mapping[str, Preset]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +66,7 @@ class Learner(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where the learner computes."""
-        for tensor in (*self.parameters(), *self.buffers()):
+        for tensor in chain(self.parameters(), self.buffers()):
             return tensor.device
         return torch.device("cpu")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -24,6 +24,9 @@ class Progress:
     The loss is handed over as a tensor and read a few times a second at the most: reading it makes the processor wait
     for the device.
     """
+
+    #: What else there is to say of the current phase, asked for as rarely as the loss is read.
+    aside: Callable[[], str] | None = None
 
     def start(self, name: str, total: int, done: int = 0) -> None:
         """A run of ``total`` experiences begins, of which ``done`` are done already."""
@@ -74,6 +77,7 @@ class Bar(Progress):
         self._task = self._bar.add_task(name, total=total, completed=done, text="")
 
     def phase(self, text: str, steps: int = 0) -> None:
+        self.aside = None
         self._text, self._steps, self._step = text, steps, 0
         self._draw(text)
 
@@ -84,7 +88,8 @@ class Bar(Progress):
             return
         self._shown = now
         count = f" {self._step}/{self._steps}" if self._steps else ""
-        self._draw(f"{self._text}{count}" + (f"  loss {float(loss):.3f}" if loss is not None else ""))
+        more = self.aside() if self.aside is not None else f"loss {float(loss):.3f}" if loss is not None else ""
+        self._draw(f"{self._text}{count}  {more}".rstrip())
 
     def experience_done(self) -> None:
         self._done += 1

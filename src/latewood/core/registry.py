@@ -73,7 +73,7 @@ def find(kind: Kind, name: str, wing: str | None = None) -> Entry:
     'latewood.images.learners.derpp'
     """
     candidates = entries(kind, wing)
-    matches = [e for e in candidates if _normal(e.name) == _normal(name)]
+    matches = [e for e in candidates if same(e.name, name)]
     if not matches:
         hint = nearest(name.lower(), (e.name for e in candidates))
         raise ConfigurationError(f"There is no {kind[:-1]} {name!r}{f' for {wing}' if wing else ''}{hint}.")
@@ -84,6 +84,15 @@ def find(kind: Kind, name: str, wing: str | None = None) -> Entry:
         wings = " and ".join(e.wing for e in matches)
         raise ConfigurationError(f"The {kind[:-1]} {name!r} exists for {wings}; the stream decides which is meant.")
     return matches[0]
+
+
+def same(name: str, other: str) -> bool:
+    """Whether two spellings name one thing.
+
+    >>> same("der++", "DERpp")
+    True
+    """
+    return _normal(name) == _normal(other)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

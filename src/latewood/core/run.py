@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -44,6 +45,7 @@ def run(
     With ``to`` the record and a checkpoint are saved in that folder after each experience; the same call continues from
     there after a crash, and ends with the same record as if nothing had happened. A folder that holds another run is
     refused. ``seed`` decides all randomness of learning (the learner's initial weights are the caller's affair).
+    Where several processes train together (``torchrun``, ``accelerate launch``), the first one alone writes there.
     ``transfer`` also scores probes that are not yet seen, and all of them before any learning: what forward transfer
     needs. ``settings`` are facts to keep in the record beside the configuration.
 
@@ -168,11 +170,17 @@ def _new_record(configuration: dict[str, Any], stream: Stream) -> Record:
 
 class _Place:
     """The folder of a run: ``run.json`` names the configuration, ``checkpoints/`` hold learner and record, ``record.json``
-    is the record for readers. The record within the newest checkpoint is the one that counts."""
+    is the record for readers. The record within the newest checkpoint is the one that counts.
+
+    Of several processes that train together the first writes and the others read, which they do only before they train:
+    none can be ahead of the first by more than a step.
+    """
 
     def __init__(self, folder: Path, configuration: dict[str, Any], display: Progress) -> None:
         self.folder, self.display = folder, display
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.checkpoints = Checkpoints(folder / "checkpoints", reads_only=self.rank > 0)
+        self._lock: BinaryIO | None = None
         if folder.exists() and not folder.is_dir():
             raise CheckpointError(f"{folder} is a file; a run needs a folder.")
         marker = folder / "run.json"
@@ -184,16 +192,18 @@ class _Place:
             difference = describe_difference(found, configuration)
             if difference:
                 raise CheckpointError(f"{folder} holds another run: {difference}. Choose another folder or remove it.")
-        else:
+        elif self.rank == 0:
             if folder.exists() and any(p for p in folder.iterdir() if not is_temporary(p)):
                 raise CheckpointError(f"{folder} holds files that are not a run's; choose an empty or a new folder.")
             write_atomically(marker, json.dumps(configuration, indent=1))
-        self._lock = lock(marker)
-        sweep_temporaries(folder)
+        if self.rank == 0:
+            self._lock = lock(marker)
+            sweep_temporaries(folder)
 
     def close(self) -> None:
         """Let other processes in."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def resume(self, learner: Learner) -> Record | None:
         newest = self.checkpoints.newest(self.display.tell)
@@ -205,7 +215,7 @@ class _Place:
             learner.load_state_dict(state)
         except RuntimeError as error:
             raise CheckpointError(f"The checkpoint {number} in {self.folder} does not fit this learner: {error}") from error
-        if not self._shows(record):
+        if self.rank == 0 and not self._shows(record):
             record.save(self.folder / "record.json")
         if not record.complete:
             self.display.tell(f"Continuing {self.folder} after {len(record.rows)} of {record.length} experiences.")
@@ -222,13 +232,18 @@ class _Place:
         """Where the learner may keep its work on experience ``index``; that on other experiences is removed."""
         shelves = self.folder / "unfinished"
         wanted = shelves / f"{index:06d}"
+        if self.rank > 0:
+            return Shelf(wanted, self.folder / f"files-{self.rank}", reads_only=True)
         for other in shelves.glob("*"):
             if other != wanted:
                 shutil.rmtree(other)
         return Shelf(wanted, self.folder / "files")
 
     def save(self, learner: Learner, record: Record) -> None:
-        self.checkpoints.add(len(record.rows), tensors_of(learner), {"record": record.to_json()})
+        state = tensors_of(learner)
+        if self.rank > 0:
+            return
+        self.checkpoints.add(len(record.rows), state, {"record": record.to_json()})
         shutil.rmtree(self.folder / "unfinished", ignore_errors=True)
         record.save(self.folder / "record.json")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from latewood.language.corpora.tokenizers import ByteTokenizer, Tokenizer
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+#: A document as text, or as its tokens, whole numbers ``(n,)``, without the one that ends it.
+Document = str | NDArray[np.integer[Any]]
 
 #: What Llama 1 was pre-trained on, and its shares (Touvron et al., 2023, table 1): for models whose own are unknown.
 LLAMA_RATES = {
@@ -63,7 +66,8 @@ class QualityScorer:
 
     The model is an interpolated modified Kneser-Ney n-gram model (Chen and Goodman, 1999) of ``order`` tokens, which are bytes
     unless a tokenizer is given. Each token is predicted from those before it in its document; the end of a document is not
-    predicted, so the score does not depend on the length. Counting is exact, by sorting.
+    predicted, so the score does not depend on the length. Counting is exact, by sorting. Wherever documents are asked for,
+    each may be a text, or an array of its tokens.
 
     >>> scorer = QualityScorer(order=3)
     >>> scorer.train(["the cat sat on the mat", "the dog sat on the log"])
@@ -78,7 +82,7 @@ class QualityScorer:
         self.tokenizer: Tokenizer = tokenizer or ByteTokenizer()
         self._orders: list[_Order] = []
 
-    def train(self, documents: Iterable[str]) -> None:
+    def train(self, documents: Iterable[Document]) -> None:
         """Count the n-grams of the reference; what was learned before is replaced.
 
         Errors: :class:`~latewood.core.errors.DataError` if there is no text in it.
@@ -91,11 +95,11 @@ class QualityScorer:
             orders.append(self._order(keys, counts, len(orders[-1].keys) if orders else 1))
         self._orders = orders
 
-    def perplexity(self, document: str) -> float:
+    def perplexity(self, document: Document) -> float:
         """The perplexity per token of one document."""
         return float(self.perplexities([document])[0])
 
-    def perplexities(self, documents: Sequence[str]) -> Floats:
+    def perplexities(self, documents: Sequence[Document]) -> Floats:
         """The perplexity per token of each document, float64 ``(n,)``.
 
         Errors: :class:`~latewood.core.errors.DataError` for a document without text,
@@ -103,25 +107,17 @@ class QualityScorer:
         """
         return self._scored(documents)[0]
 
-    def rank(self, documents: Sequence[str]) -> Integers:
+    def rank(self, documents: Sequence[Document]) -> Integers:
         """The indices of the documents, best first; equal ones in their own order."""
         return np.argsort(self.perplexities(documents), kind="stable")
 
-    def best(self, documents: Sequence[str], tokens: int) -> Integers:
+    def best(self, documents: Sequence[Document], tokens: int) -> Integers:
         """The indices of the best documents, best first, until they hold ``tokens`` tokens.
 
         Together they hold at least that many, and less than a document more. Errors:
         :class:`~latewood.core.errors.DataError` if all documents hold fewer.
         """
-        if tokens < 1:
-            raise ConfigurationError(f"A subset needs at least one token, but {tokens} were asked for.")
-        perplexities, lengths = self._scored(documents)
-        ranked = np.argsort(perplexities, kind="stable")
-        total = np.cumsum(lengths[ranked])
-        if not len(total) or total[-1] < tokens:
-            held = int(total[-1]) if len(total) else 0
-            raise DataError(f"A subset of {tokens:,} tokens was asked for, but the documents hold only {held:,}.")
-        return ranked[: int(np.searchsorted(total, tokens)) + 1]
+        return best_until(*self._scored(documents), tokens)
 
     def save(self, folder: Path) -> None:
         """Write the model as the new folder ``folder``: safetensors and JSON."""
@@ -160,10 +156,19 @@ class QualityScorer:
     def _base(self) -> int:
         return self.tokenizer.size + 1
 
-    def _encode(self, documents: Iterable[str]) -> Iterator[Integers]:
+    def _encode(self, documents: Iterable[Document]) -> Iterator[Integers]:
         for batch in _batches(documents):
-            for encoded in self.tokenizer.encode_batch(batch):
-                yield encoded.tokens.astype(np.int64)
+            texts = iter(self.tokenizer.encode_batch([document for document in batch if isinstance(document, str)]))
+            for document in batch:
+                yield next(texts).tokens.astype(np.int64) if isinstance(document, str) else self._checked(document)
+
+    def _checked(self, tokens: NDArray[np.integer[Any]]) -> Integers:
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.tokenizer.size:
+            raise DataError(
+                f"A document holds the tokens {tokens.min()} to {tokens.max()}, but those of the tokenizer "
+                f"{self.tokenizer.name!r} lie from 0 to {self.tokenizer.size - 1}; name the one that it was made with."
+            )
+        return tokens.astype(np.int64)
 
     def _joined(self, documents: Sequence[Integers]) -> Integers:
         start = np.full(self.order - 1, self._start, dtype=np.int64)
@@ -210,7 +215,7 @@ class QualityScorer:
 
     # Scoring
 
-    def _scored(self, documents: Sequence[str]) -> tuple[Floats, Integers]:
+    def _scored(self, documents: Sequence[Document]) -> tuple[Floats, Integers]:
         """The perplexity per token and the number of tokens of each document."""
         self._check_trained()
         surprises, lengths = [], []
@@ -265,9 +270,27 @@ def _discounts(counts: Integers) -> tuple[float, float, float]:
     return found if fits else _USUAL_DISCOUNTS
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def best_until(perplexities: Floats, lengths: Integers, tokens: int) -> Integers:
+    """The indices of the documents with the lowest perplexities, lowest first, until their lengths sum to ``tokens``.
+
+    Errors: :class:`~latewood.core.errors.DataError` if all of them together are shorter.
+
+    >>> best_until(np.array([7.0, 3.0, 5.0]), np.array([40, 40, 40]), 50).tolist()
+    [1, 2]
+    """
+    if tokens < 1:
+        raise ConfigurationError(f"A subset needs at least one token, but {tokens} were asked for.")
+    ranked = np.argsort(perplexities, kind="stable")
+    total = np.cumsum(lengths[ranked])
+    if not len(total) or total[-1] < tokens:
+        held = int(total[-1]) if len(total) else 0
+        raise DataError(f"A subset of {tokens:,} tokens was asked for, but the documents hold only {held:,}.")
+    return ranked[: int(np.searchsorted(total, tokens)) + 1]
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """The documents in lists that are worth a call."""
-    batch: list[str] = []
+    batch: list[Document] = []
     for document in documents:
         batch.append(document)
         if len(batch) == _DOCUMENTS_AT_ONCE:
@@ -323,7 +346,9 @@ def epoch_blocks(
     for source, count in counts.items():
         held = available.get(source, 0)
         if held < count:
-            raise DataError(f"An epoch needs {count:,} blocks of {source!r}, but there are {held:,}; take a smaller subset.")
+            raise DataError(
+                f"An epoch needs {count:,} blocks of {source!r}, but there are {held:,}; take a smaller subset, or keep more."
+            )
         generator = np.random.default_rng(derive_seed(seed, "epoch", source, epoch if dynamic else 0))
         chosen[source] = generator.choice(held, size=count, replace=False).astype(np.int64)
     return chosen

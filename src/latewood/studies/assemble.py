@@ -12,7 +12,7 @@ from latewood.core.errors import ConfigurationError
 from latewood.core.learner import Learner
 from latewood.core.seeding import seeded
 from latewood.core.stream import Stream
-from latewood.parts.backbone import Backbone, build_backbone
+from latewood.parts.backbone import Backbone, Seen, build_backbone
 
 
 def make_stream(name: str, settings: Mapping[str, Any] | None = None, seed: int = 0) -> Stream:
@@ -53,7 +53,8 @@ def make_learner(method: str, stream: Stream, settings: Mapping[str, Any] | None
 
     ``settings["backbone"]`` names a net of the wing, or one on a hub or in a folder, alone or with settings of its own
     (``{"name": "mlp", "width": 64}``; ``"frozen": True`` keeps it as it is while a head is trained); without it the wing
-    chooses one that suits the method and the data.
+    chooses one that suits the method and the data. A backbone that was trained on classes of the stream is refused, unless
+    its setting ``allow_seen`` is on.
 
     >>> type(make_learner("nmc", make_stream("split-digits"))).__name__
     'NMC'
@@ -70,6 +71,25 @@ def make_learner(method: str, stream: Stream, settings: Mapping[str, Any] | None
 
 
 def make_backbone(wanted: str | Mapping[str, Any], learner: type[Learner], stream: Stream) -> Backbone:
-    """The backbone that settings ask for, made for the stream's data."""
+    """The backbone that settings ask for, made for the stream's data.
+
+    Errors: :class:`~latewood.core.errors.ConfigurationError` if classes of the stream were part of its training, unless
+    its setting ``allow_seen`` is on.
+    """
     nets = importlib.import_module(f"latewood.{stream.wing}.nets")
-    return build_backbone(wanted, stream.wing, stream.example, lambda: nets.default_backbone(learner, stream.example))
+    backbone = build_backbone(wanted, stream.wing, stream.example, lambda: nets.default_backbone(learner, stream.example))
+    if backbone.seen and not backbone.allow_seen:
+        _refuse_seen(backbone, backbone.seen, stream)
+    return backbone
+
+
+def _refuse_seen(backbone: Backbone, seen: Seen, stream: Stream) -> None:
+    """What a backbone was trained on tells nothing about learning something new."""
+    arriving: tuple[str, ...] = getattr(stream, "class_names", ())
+    if both := [name for name in arriving if name in set(seen.classes)]:
+        net = backbone.settings["name"]
+        raise ConfigurationError(
+            f"The backbone {net!r} was trained on {len(both)} of the {len(arriving)} classes of {stream.name} "
+            f"({both[0]!r} is one), so its scores there would be too good; set stream.classes=unseen:{net} to leave them out, "
+            "or backbone.allow_seen=true to keep them."
+        )

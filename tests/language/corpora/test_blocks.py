@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from latewood.core.data import Data
 from latewood.core.errors import ConfigurationError, DataError, StorageError
 from latewood.core.progress import Progress, showing
-from latewood.language.corpora import ByteTokenizer, Encoded, TokenBlocks, load_blocks, load_corpus, load_tokenizer, pack
+from latewood.language.corpora import ByteTokenizer, Encoded, TokenBlocks, join, load_blocks, load_corpus, load_tokenizer, pack
 from latewood.language.corpora import blocks as module
 
 
@@ -307,3 +307,11 @@ def test_a_part_without_text_or_shorter_than_a_block_gets_a_sentence(tmp_path: P
 def test_numbers_that_make_no_sense_are_refused_before_anything_is_read(options: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(options))} must be at least"):
         load_blocks("not there", **options)
+
+
+def test_views_of_one_table_are_not_taken_for_one_another_when_they_are_joined() -> None:
+    table = pack(["To be, or not to be, that is the question"], length=8)
+    other = pack(["whether it is nobler in the mind"], length=8)
+    first = join({"a": table[:2], "b": other})["tokens"]
+    second = join({"a": table[2:4], "b": other})["tokens"]
+    assert torch.equal(first[:2], table["tokens"][:2]) and torch.equal(second[:2], table["tokens"][2:4])

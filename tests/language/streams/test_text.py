@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latewood.core import registry
 from latewood.core.data import Data
-from latewood.core.errors import ConfigurationError
+from latewood.core.errors import CheckpointError, ConfigurationError
 from latewood.core.experience import Experience
 from latewood.core.learner import Learner
 from latewood.core.run import run
@@ -157,3 +157,10 @@ def test_corpora_that_are_joined_arrive_together_and_each_row_names_its_own(
 def test_corpora_that_arrive_together_need_names_that_differ(shelf: Path, name: str) -> None:
     with pytest.raises(ConfigurationError, match="need different names"):
         text(name, length=32)
+
+
+def test_a_run_is_not_continued_with_text_that_has_changed(shelf: Path, tmp_path: Path) -> None:
+    run(Frequencies(), text("low.txt,high.txt", length=32), to=tmp_path / "run", device="cpu")
+    (shelf / "high.txt").write_text((shelf / "high.txt").read_text() + "\n\nmore of it, enough to change a block or two")
+    with pytest.raises(CheckpointError, match=r"holds another run: stream\.contents\.high\.txt is .* there and .* here"):
+        run(Frequencies(), text("low.txt,high.txt", length=32), to=tmp_path / "run", device="cpu")

@@ -133,7 +133,9 @@ def join(parts: Mapping[str, Data]) -> Data:
     if len(set(lengths.values())) != 1:
         raise ConfigurationError(f"Corpora that arrive together need rows of one length, but they have {lengths or 'none'}.")
     source = [name for name, data in parts.items() for _ in range(len(data))]
-    key = hashlib.blake2b(repr([(name, d.fingerprint()) for name, d in parts.items()]).encode(), digest_size=16).hexdigest()
+    # A fingerprint is that of a whole table, so which of its rows these are is told beside it.
+    facts = [(name, data.fingerprint(), Data(rows=data.rows).fingerprint()) for name, data in parts.items()]
+    key = hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
     if len(parts) == 1:
         (data,) = parts.values()
         return Data(tokens=data.tensor("tokens"), bytes=data.tensor("bytes"), source=source).named(key)

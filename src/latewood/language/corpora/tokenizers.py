@@ -123,6 +123,13 @@ class PretrainedTokenizer:
         """The text that tokens stand for, without special ones."""
         return str(self.backend.decode(list(tokens), skip_special_tokens=True))
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the files from which :func:`load_tokenizer` loads it again, beside those of a model."""
+        from transformers import PreTrainedTokenizerFast
+
+        end = self.backend.id_to_token(self.end)
+        PreTrainedTokenizerFast(tokenizer_object=self.backend, eos_token=end).save_pretrained(folder)  # type: ignore[no-untyped-call]
+
 
 class _Places:
     """Where tokens end in a text, in bytes. Asked for growing numbers of tokens, it reads each character once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from latewood.core.cost import current_meter
 from latewood.core.errors import ConfigurationError
 from latewood.core.experience import Experience
+from latewood.core.preset import Preset
 from latewood.language.expansion import expand, layer_importance, least_important, train_only
 from latewood.language.learner import LanguageLearner
 from latewood.language.mixture import Mixture
@@ -33,6 +34,20 @@ class ADEPT(LanguageLearner):
     :func:`~latewood.parts.unit_rates.rate_multipliers`. Copies of earlier arrivals stay and are frozen with the rest: the
     paper has one domain.
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper-qwen3-1.7b": Preset(
+            "text-HuggingFaceFW/fineweb-edu:sample-10BT@2000,open-web-math/open-web-math",
+            {
+                "backbone": "Qwen/Qwen3-1.7B-Base",
+                "stream": {"tokenizer": "Qwen/Qwen3-1.7B-Base", "length": 2048, "held_out": 512},
+                **{"layers": 4, "every": 500, "probe": 128, "first": "keep"},
+                "recipe": {"lr": 3e-5, "batch_size": 64, "accumulation": 16, "warmup": 0.03, "precision": "bfloat16"},
+            },
+            "Copies, interval and mathematics corpus of the paper; general text in place of MMLU as the probe, learning rate, "
+            "batch and schedule are our choice.",
+        ),
+    }
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from latewood.core.checkpoint import current_shelf
 from latewood.core.data import Data, concat
 from latewood.core.errors import ConfigurationError
 from latewood.core.experience import Experience
+from latewood.core.preset import Preset
 from latewood.language.learner import LanguageLearner
 from latewood.language.learners.replay import old_rows
 from latewood.language.mixture import Mixture
@@ -22,6 +23,26 @@ from latewood.language.nets.causal import CausalLM
 from latewood.language.recipe import TextRecipe
 from latewood.parts.disk_buffer import DiskBuffer
 from latewood.parts.reptile import Anchor
+
+
+def _paper(layers: int, width: int, ffn: int, heads: int, lr: float) -> Preset:
+    """The paper's stream of three languages for one of its model sizes."""
+    corpora = ("mlfoundations/dclm-baseline-1.0", "oscar-corpus/OSCAR-2301:fr", "oscar-corpus/OSCAR-2301:de")
+    sizes = {"layers": layers, "width": width, "ffn": ffn, "heads": heads, "vocabulary": 128_256, "context": 2048}
+    recipe: dict[str, Any] = {"lr": lr, "floor": round(5e-5 / lr, 3), "warmup": 0.01, "weight_decay": 0.1, "clip": 1.0}
+    # A quarter of each batch is replayed, so there are a third more steps than the 11,921 of 4,096 new rows.
+    recipe |= {"batch_size": 4096, "accumulation": 64, "steps": 15_895, "arrivals": 3, "save_every": 500}
+    return Preset(
+        f"text-{','.join(corpora)}",
+        {
+            "backbone": sizes,
+            "stream": {"tokenizer": "meta-llama/Meta-Llama-3-8B", "length": 2048, "held_out": 2048},
+            **{"share": 0.25, "every": 500, "eps": 0.1, "warm_fill": 50 * 3072},
+            "recipe": recipe | {"precision": "bfloat16"},
+        },
+        "Sizes, rates and schedule of the authors' configurations, replay and pull of the paper; rotary embeddings here turn "
+        "all features and not a quarter of them, and new tokens are held fixed.",
+    )
 
 
 class MER(LanguageLearner):
@@ -35,6 +56,8 @@ class MER(LanguageLearner):
 
     The paper's ``every=500, eps=0.1`` is for thousands of pulls; the defaults here suit runs of a few thousand steps.
     The buffer lies with the run's files, or in ``folder``; without either, in a temporary folder that ends with the learner.
+    It can be taken back to where it was after the newest two arrivals, as far as a run's checkpoints reach; with ``capacity``
+    what was kept for older ones goes when an arrival begins.
 
     >>> from latewood.language.nets import causal
     >>> text = Data(tokens=torch.tensor(list(b"late wood, early wood, " * 40)).reshape(-1, 23).int())
@@ -45,6 +68,15 @@ class MER(LanguageLearner):
     """
 
     deployed: ClassVar[tuple[str, ...]] = ("backbone",)
+    presets: ClassVar[Mapping[str, Preset]] = {
+        f"paper-{name}": _paper(*sizes)
+        for name, sizes in {
+            "99m": (16, 512, 1280, 8, 4e-4),
+            "560m": (24, 1024, 2560, 16, 2.8e-4),
+            "1b": (24, 1792, 5120, 28, 2.2e-4),
+            "6b": (30, 3072, 9216, 24, 1.5e-4),
+        }.items()
+    }
 
     def __init__(
         self,
@@ -65,7 +97,8 @@ class MER(LanguageLearner):
         self.old_rows = old_rows(share, recipe.batch_size)
         self.anchor = Anchor(backbone)
         self._buffer: DiskBuffer | None = None
-        self._buffer_state: dict[str, Any] | None = None
+        #: What of the buffer counted after each of the newest two arrivals: those a run can be resumed from.
+        self._buffer_states: list[dict[str, Any]] = []
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -80,12 +113,15 @@ class MER(LanguageLearner):
 
     def begin(self, experience: Experience) -> None:
         if self._buffer is None:
-            width = experience.train.tensor("tokens").shape[1]
+            width = experience.train[:1].tensor("tokens").shape[1]
             self._buffer = DiskBuffer(self._place(), (width,), capacity=self.capacity)
-        if self._buffer_state is None:
+        if not self._buffer_states:
             self._buffer.clear()
-        else:
-            self._buffer.load_state(self._buffer_state)
+            return
+        self._buffer.load_state(self._buffer_states[-1])
+        # Nothing more may go within the arrival: until its end, and if its checkpoint is damaged even then, both are needed.
+        if len(self._buffer_states) > 1:
+            self._buffer.release(self._buffer_states[0])
 
     def batch(self, new: Data) -> Data:
         new = new.select("tokens")
@@ -98,7 +134,7 @@ class MER(LanguageLearner):
         self.anchor.step(self.every, self.eps)
 
     def finish(self, experience: Experience) -> None:
-        self._buffer_state = self.buffer.state()
+        self._buffer_states = [*self._buffer_states[-1:], self.buffer.state()]
 
     def progress_state(self) -> dict[str, Any]:
         return {"buffer": self.buffer.state()}
@@ -108,11 +144,11 @@ class MER(LanguageLearner):
 
     def get_extra_state(self) -> Tensor:
         """What of the buffer's files counts, as bytes of JSON in a tensor."""
-        return torch.tensor(list(json.dumps(self._buffer_state).encode()), dtype=torch.uint8)
+        return torch.tensor(list(json.dumps(self._buffer_states).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take on what another learner's buffer held; the files must be the same."""
-        self._buffer_state = json.loads(bytes(state.tolist()))
+        self._buffer_states = json.loads(bytes(state.tolist()))
 
     def _place(self) -> Path:
         shelf = current_shelf()

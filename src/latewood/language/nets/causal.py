@@ -17,6 +17,8 @@ from latewood.parts.backbone import Backbone
 from latewood.parts.pretrained import find_checkpoint, first_line, quiet, save_checkpoint
 
 _EXAMPLE = "HuggingFaceTB/SmolLM2-135M"
+#: Stands for no target.
+_NONE = -100
 
 
 def causal(
@@ -117,8 +119,10 @@ class CausalLM(Backbone):
 
     def losses(self, inputs: Tensor) -> Tensor:
         """The negative log-likelihood of each token but the first, in nats, float32 ``(n, length - 1)``."""
-        logits = self(inputs)[:, :-1].float()
-        return F.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten(), reduction="none").view(len(inputs), -1)
+        # All positions at once, the last without a target: logits without it would be a copy, the largest tensor there is.
+        targets = F.pad(inputs[:, 1:], (0, 1), value=_NONE)
+        losses = F.cross_entropy(self(inputs).float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=_NONE)
+        return losses.view(targets.shape)[:, :-1]
 
     def save(self, folder: Path) -> None:
         """Write a folder in the hub's format, from which :func:`causal` builds the same model again."""

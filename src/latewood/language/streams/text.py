@@ -62,11 +62,15 @@ def text(
     probes = [HeldOutLoss(name, held[name], since=step) for name, step in first.items()]
     config = {
         "arrivals": [[[name, most] for name, most in arrival] for arrival in arrivals],
-        "contents": [{"train": b.train.fingerprint(), "held_out": b.held_out.fingerprint()} for b in loaded.values()],
+        "contents": {_label(*part): [b.train.fingerprint(), b.held_out.fingerprint()] for part, b in loaded.items()},
         "tokenizer": {"name": tokens.name, "size": tokens.size, "end": tokens.end, "fingerprint": tokens.fingerprint},
         **{"length": length, "held_out": held_out, "shuffle": shuffle, "seed": seed},
     }
     return Stream(f"text-{dataset}", len(arrivals), build, probes, config=config, wing="language")
+
+
+def _label(name: str, most: int | None) -> str:
+    return name if most is None else f"{name}@{most}"
 
 
 def _arrival(together: str, blocks: int | None) -> list[tuple[str, int | None]]:

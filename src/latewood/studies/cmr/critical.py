@@ -15,6 +15,8 @@ from latewood.studies.cmr.conditions import REACH, Tolerance, last_fall, turning
 from latewood.studies.cmr.laws import FEWEST_POINTS, UNITS, Curve, PowerLaw, fit, turns
 from latewood.studies.cmr.report import Binding, Plan, RatioResult, Sensitivity, Turn
 
+#: The law over shares has three parameters.
+FEWEST_RATIOS = 3
 #: What the paper's procedure asks for; a plan from less says so.
 _ENOUGH_RATIOS, _ENOUGH_EVALUATIONS = 5, 20
 
@@ -80,9 +82,7 @@ def plan(
     Errors: :class:`~latewood.core.errors.DataError` for curves that can't be compared or fitted,
     :class:`~latewood.core.errors.ConfigurationError` for a budget, tolerance or weight that makes no sense.
     """
-    for name, value, least in (("budget", budget, "above 0"), ("lam", lam, "above 0"), ("eps", eps, "at least 0")):
-        if not math.isfinite(value) or value < 0 or (value == 0 and least == "above 0"):
-            raise ConfigurationError(f"{name} must be a number {least}, but it is {value:g}.")
+    check_question(budget, eps, lam)
     curves = sorted(curves, key=lambda curve: curve.ratio)
     _check_comparable(curves)
     _check_enough(curves)
@@ -116,7 +116,7 @@ def plan(
         domain_base=bases[1],
         ratios=answer.rows,
         sensitivity=tuple(Sensitivity(eps * factor, *answer.critical(eps * factor)) for factor in (0.5, 1.0, 2.0)),
-        notes=tuple(_notes(trained, answer, draws - len(known))),
+        notes=tuple(_notes(trained, answer, budget, draws - len(known))),
     )
 
 
@@ -127,8 +127,7 @@ def collect(run_one: Callable[[float], Curve], ratios: Sequence[float]) -> list[
     and then constant, and returns the :class:`Curve`. Errors: :class:`~latewood.core.errors.DataError` as soon as a run
     began from other losses than the first (other weights, or other evaluation tokens) or is of another share.
     """
-    if len(set(ratios)) != len(ratios) or not all(0 <= ratio <= 1 for ratio in ratios):
-        raise ConfigurationError(f"The ratios must be different numbers from 0 to 1, but they are {list(ratios)}.")
+    check_ratios(ratios)
     curves: list[Curve] = []
     for ratio in ratios:
         curves.append(run_one(ratio))
@@ -136,6 +135,27 @@ def collect(run_one: Callable[[float], Curve], ratios: Sequence[float]) -> list[
             raise DataError(f"The run at a domain share of {ratio:g} returned the curve of {curves[-1].ratio:g}.")
         _check_comparable(curves)
     return curves
+
+
+def check_question(budget: float, eps: float, lam: float) -> None:
+    """Refuse a budget, a tolerance or a weight that makes no sense.
+
+    >>> check_question(100.0, 0.05, 1000.0)
+    """
+    for name, value, least in (("budget", budget, "above 0"), ("lam", lam, "above 0"), ("eps", eps, "at least 0")):
+        if not math.isfinite(value) or value < 0 or (value == 0 and least == "above 0"):
+            raise ConfigurationError(f"{name} must be a number {least}, but it is {value:g}.")
+
+
+def check_ratios(ratios: Sequence[float], inside: int = 0) -> None:
+    """Refuse ratios that are no shares, or twice the same, or fewer than ``inside`` between 0 and 1.
+
+    >>> check_ratios((0.25, 0.5, 1.0), inside=2)
+    """
+    if len(set(ratios)) != len(ratios) or not all(0 <= ratio <= 1 for ratio in ratios):
+        raise ConfigurationError(f"The ratios must be different numbers from 0 to 1, but they are {list(ratios)}.")
+    if (count := sum(0 < ratio < 1 for ratio in ratios)) < inside:
+        raise ConfigurationError(f"A plan needs runs at {inside} ratios between 0 and 1 at least, but there are {count}.")
 
 
 def _check_comparable(curves: Sequence[Curve]) -> None:
@@ -153,7 +173,7 @@ def _check_comparable(curves: Sequence[Curve]) -> None:
 
 def _check_enough(curves: Sequence[Curve]) -> None:
     inside = [curve.ratio for curve in curves if 0 < curve.ratio < 1]
-    if len(inside) < 3:
+    if len(inside) < FEWEST_RATIOS:
         raise DataError(f"The law over shares needs runs at three shares between 0 and 1, but there are {len(inside)}.")
     for curve in curves:
         if curve.ratio > 0 and curve.fitted.sum() < FEWEST_POINTS:
@@ -261,7 +281,7 @@ def _refitted(curve: Curve, run: _Run, generator: np.random.Generator) -> _Run:
     return _Run(run.ratio, run.first, *laws)
 
 
-def _notes(curves: Sequence[Curve], answer: _Answer, lost: int) -> list[str]:
+def _notes(curves: Sequence[Curve], answer: _Answer, budget: float, lost: int) -> list[str]:
     notes = []
     if len(curves) < _ENOUGH_RATIOS:
         notes.append(f"Only {len(curves)} shares were run; the procedure asks for {_ENOUGH_RATIOS}.")
@@ -271,6 +291,8 @@ def _notes(curves: Sequence[Curve], answer: _Answer, lost: int) -> list[str]:
         notes.append("Some runs turned during the warm-up; their turning points are not fitted.")
     if answer.budget_law is None:
         notes.append("Fewer than three turning points are known, so the share that has turned is that of the largest such run.")
+    elif answer.budget_law.slope(budget) <= 0:
+        notes.append("The law over budgets does not rise at this budget, so it is not used.")
     if lost:
         notes.append(f"{lost} of the resamplings gave no feasible share.")
     return notes

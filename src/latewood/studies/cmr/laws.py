@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +96,19 @@ class Curve:
             float(general_losses[0]),
             warmup / unit,
         )
+
+    def to_json(self) -> str:
+        """The curve as JSON text, of which every number comes back as it was."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in values.items()}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Curve:
+        """The curve that :meth:`to_json` wrote. Errors: :class:`~latewood.core.errors.DataError` for any other text."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"This is not the JSON of a curve: {error}") from error
 
     @property
     def end(self) -> float:

@@ -16,6 +16,15 @@ from latewood.studies.train_once.experiments import (
     paraphrases,
 )
 from latewood.studies.train_once.interference import Interference, collect, cpdt
+from latewood.studies.train_once.loop import (
+    Finished,
+    Laboratory,
+    Marked,
+    StoppedEarly,
+    TrainOnceLearner,
+    answers,
+    influences,
+)
 from latewood.studies.train_once.orchestrate import Effect, TrainOnce, effects, plan, table
 from latewood.studies.train_once.watermark import Detection, Watermark, detect, influence
 
@@ -26,10 +35,16 @@ __all__ = [
     "Effect",
     "Experiment",
     "Fact",
+    "Finished",
     "Interference",
     "Item",
+    "Laboratory",
+    "Marked",
+    "StoppedEarly",
     "TrainOnce",
+    "TrainOnceLearner",
     "Watermark",
+    "answers",
     "arithmetic",
     "backdoor",
     "canaries",
@@ -40,6 +55,7 @@ __all__ = [
     "effects",
     "fictional_knowledge",
     "influence",
+    "influences",
     "invented_facts",
     "paraphrases",
     "plan",

@@ -1,6 +1,6 @@
-"""Many experiments in one training run: what to insert when, and what came out; the training itself lies elsewhere.
+"""Many experiments in one training run: what to insert when, and what came out. The training itself lies in :mod:`~.loop`.
 
-A run goes like this, from any step and after any interruption::
+By hand a run goes like this, from any step and after any interruption::
 
     study = TrainOnce(experiments, shape, tokenizer)      # or study.resume(folder)
     for step in study.stops():
@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -136,6 +137,45 @@ class TrainOnce:
             )
         self.plan = loaded
         self.history = {name: [ControlState.from_json(state) for state in states] for name, states in info["history"].items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What the study is: its stream, tokenizer and seed, and a fingerprint of what each experiment inserts; JSON."""
+        made = self.plan
+        return {
+            "shape": list(made.shape),
+            "end": made.end,
+            "vocabulary": made.vocabulary,
+            "seed": made.seed,
+            "experiments": self._fingerprints(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What controllers were told and decided, and :meth:`facts`; small, since everything else follows from it; JSON."""
+        return {**self.facts(), "history": {name: [s.to_json() for s in states] for name, states in self.history.items()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` told, whatever this study did since: every phase that began then is placed again.
+
+        Errors: :class:`~latewood.core.errors.CheckpointError` if it belongs to other experiments, another stream, tokenizer or
+        seed, or is damaged; nothing changes then.
+        """
+        facts = self.facts()
+        if different := next((fact for fact in facts if state.get(fact) != facts[fact]), None):
+            raise CheckpointError(f"This state belongs to a study of other {different}; give the same as when it was kept.")
+        again = TrainOnce(list(self.experiments.values()), self.plan.shape, self.tokenizer, seed=self.plan.seed)
+        told: dict[int, dict[str, float]] = {}
+        try:
+            history = {name: [ControlState.from_json(s) for s in states] for name, states in state["history"].items()}
+            for name, states in history.items():
+                for decided in states:
+                    told.setdefault(decided.step, {})[name] = decided.value
+            for step in sorted(told):
+                again.steer(step, told[step])
+        except (KeyError, AttributeError, TypeError, ConfigurationError, DataError) as error:
+            raise CheckpointError(f"The state of the study is damaged ({error}); take an older one.") from error
+        if again.history != history:
+            raise CheckpointError("The state of the study is damaged: its decisions don't follow from its values.")
+        self.plan, self.history = again.plan, again.history
 
     def reports(self) -> list[Report]:
         """What each experiment has inserted so far: sequences, tokens, share."""

@@ -54,19 +54,19 @@ class Watermark:
         """What is added to the embeddings of a row, float32 ``(length, width)``, on the CPU."""
         return self.sigma * torch.randn(length, width, generator=generator(self.seed, "noise", step, row))
 
-    def added(self, embedded: Tensor, step: int, first_row: int = 0, size: int | None = None) -> Tensor:
+    def added(self, embedded: Tensor, step: int, first_row: int = 0, size: int | None = None, stride: int = 1) -> Tensor:
         """The embeddings of a step's rows with the noise on those that are marked: a copy, or the same if none is.
 
-        ``embedded`` is ``(n, length, width)``, the rows from ``first_row`` on of a step of ``size`` rows (default: all);
-        gradients flow through.
+        ``embedded`` is ``(n, length, width)``, every ``stride``-th row from ``first_row`` on of a step of ``size`` rows
+        (default: all), as several processes share them; gradients flow through.
         """
-        size = first_row + len(embedded) if size is None else size
-        marked = [row for row in self.rows_of(step, size).tolist() if first_row <= row < first_row + len(embedded)]
+        rows = range(first_row, first_row + stride * len(embedded), stride)
+        marked = [row for row in self.rows_of(step, rows.stop if size is None else size).tolist() if row in rows]
         if not marked:
             return embedded
         noise = torch.zeros_like(embedded, requires_grad=False)
         for row in marked:
-            noise[row - first_row] = self.noise(step, row, *embedded.shape[1:]).to(noise)
+            noise[rows.index(row)] = self.noise(step, row, *embedded.shape[1:]).to(noise)
         return embedded + noise
 
     @contextmanager
