@@ -269,3 +269,24 @@ def test_scoring_changes_nothing_in_the_learner() -> None:
     before = learner.counts.clone()
     MultipleChoice.from_questions("q", QUESTIONS, BYTES).score(learner)
     assert torch.equal(learner.counts, before)
+
+
+def test_how_far_each_layer_moved_is_watched_while_a_model_trains() -> None:
+    from latewood.core.experience import Experience
+    from latewood.core.watch import Watch, watching
+    from latewood.language.learners.continue_ import Continue
+    from latewood.language.nets import causal
+    from latewood.language.probes import WeightDrift
+    from latewood.language.recipe import TextRecipe
+
+    torch.manual_seed(0)
+    data = pack(["late wood, early wood, " * 40], length=16)
+    net = causal(data[:1], layers=2, width=16, heads=2)
+    for parameter in net.network.model.layers[0].parameters():  # type: ignore[union-attr]
+        parameter.requires_grad_(False)
+    with watching(Watch([WeightDrift("drift", net)], due=3)) as watch:
+        Continue(net, TextRecipe(steps=6, batch_size=4)).learn(Experience(0, data))
+    assert watch.curve("drift", "layer 0")[1] == [0.0, 0.0, 0.0]
+    steps, moved = watch.curve("drift", "layer 1")
+    assert steps == [0, 3, 6] and 0 == moved[0] < moved[1] < moved[2]
+    assert watch.curve("drift", "ratio")[1][1:] == [0.0, 0.0]

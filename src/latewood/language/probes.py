@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latewood.core.data import Data
 from latewood.core.errors import DataError
 from latewood.core.learner import Learner
 from latewood.core.probe import Probe
 from latewood.language.corpora import Tokenizer
+from latewood.parts.drift import Drift
 
 
 class Question(NamedTuple):
@@ -194,6 +195,29 @@ class Cloze(_TextProbe):
     def scores(self, nats: Tensor) -> dict[str, Tensor]:
         """Over rows, and over target tokens."""
         return {"probability": nats.neg().exp().mean(), "loss": nats.sum() / self._predicted.sum()}
+
+
+class WeightDrift(Probe):
+    """How far each layer of a language model has moved since the probe was made (:class:`~latewood.parts.drift.Drift`).
+
+    The metrics are ``layer 0``, ``layer 1``, ... and ``ratio``, that of the bottom layers to the top ones; it is NaN while
+    nothing has moved. Its metrics are not those of other probes, so it is for a :class:`~latewood.core.watch.Watch`.
+
+    >>> from latewood.language.nets import causal
+    >>> net = causal(Data(tokens=torch.zeros(1, 8, dtype=torch.int32)), layers=2, width=16, heads=2)
+    >>> list(WeightDrift("drift", net).metrics)
+    ['layer 0', 'layer 1', 'ratio']
+    """
+
+    def __init__(self, name: str, backbone: nn.Module, since: int = 0, weight: float = 1.0) -> None:
+        super().__init__(name, Data(layer=[0]), since, weight)
+        self._drift = Drift(backbone)
+        self.metrics = {f"layer {layer}": False for layer in self._drift.by_layer()} | {"ratio": False}  # type: ignore[misc]
+
+    def score(self, learner: Learner) -> dict[str, float]:
+        """Of the model that the probe was made with, whatever learner trains it."""
+        drifts = {f"layer {layer}": drift for layer, drift in self._drift.by_layer().items()}
+        return drifts | {"ratio": self._drift.ratio()}
 
 
 def _predicted(data: Data) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from latewood.core.cost import current_meter
 from latewood.core.data import Data, concat
 from latewood.core.errors import CheckpointError, ConfigurationError
 from latewood.core.experience import Experience
+from latewood.core.preset import Preset
 from latewood.core.seeding import seeded
 from latewood.language.learner import LanguageLearner
 from latewood.language.mixing_agent.environment import affordable, frequencies, split, without_traces
@@ -76,6 +77,21 @@ class DataMixingAgent(LanguageLearner):
     >>> [list(step.shares) for step in learner.log()]
     [['en', 'sums'], ['en', 'sums']]
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper-maths": Preset(
+            "text-mlfoundations/dclm-baseline-1.0,allenai/dolmino-mix-1124:math",
+            {
+                "backbone": "EleutherAI/pythia-1b",
+                "stream": {"tokenizer": "EleutherAI/pythia-1b", "length": 2048, "held_out": 512},
+                **{"agent": "models/mixing-agent", "steps_per_action": 20, "floor": 1e-3, "held_out": 512},
+                "recipe": {"lr": 3e-5, "batch_size": 512, "accumulation": 64, "steps": 400, "precision": "bfloat16"},
+            },
+            "Corpora of the paper, as one domain each: its 52 need the text divided by topics beforehand, such as by "
+            "nvidia/domain-classifier, and named in the stream, joined by +. The agent must have been trained. Model, rate, "
+            "batch and steps are our choice.",
+        ),
+    }
 
     def __init__(
         self,
