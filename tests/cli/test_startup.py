@@ -65,7 +65,7 @@ def test_what_only_tells_what_there_is_imports_nothing_heavy(command: str) -> No
     ("line", "offered"),
     [
         ("latewood run g", {"g-acil"}),
-        ("latewood compare nmc r", {"replay"}),
+        ("latewood compare nmc r", {"rehearsal-free", "replay"}),
         ("latewood run nmc --stream s", {"si-blurry-", "split-"}),
         ("latewood streams ro", {"rotated-"}),
         ("latewood check g-", {"g-acil"}),

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latewood.core.data import Data
+from latewood.core.errors import DataError
 from latewood.core.experience import Experience
-from latewood.parts.anchors import Anchors, empirical_fisher
+from latewood.parts.anchors import Anchors, FixedRows, batch_fisher, empirical_fisher
 from latewood.parts.backbone import Backbone
 from latewood.parts.heads import Classifier, LinearHead
 
@@ -329,3 +330,85 @@ def test_the_fisher_information_has_one_tensor_for_each_parameter_that_trains(ne
     found = empirical_fisher(net, F.cross_entropy, [(rows["x"], rows["label"])])
     assert [value.shape for value in found] == [net.head.weight.shape, net.head.bias.shape]
     Anchors(net).add(found)
+
+
+# Distance, batches, fixed rows
+
+
+def test_the_distance_pulls_by_twice_the_way_and_equals_importance_one_at_twice_the_weight() -> None:
+    net = Net()
+    anchors, ones = Anchors(net), Anchors(net)
+    anchors.move()
+    ones.replace([torch.ones_like(p) for p in net.parameters()], 1.0)
+    centre = values(net)
+    assert float(anchors.distance().detach()) == 0.0
+    assert not any(pull.any() for pull in torch.autograd.grad(anchors.distance(), list(net.parameters())))
+    move(net, 7)
+    found = list(torch.autograd.grad(0.3 * anchors.distance(), list(net.parameters())))
+    assert_same(found, [0.6 * (p.detach() - c) for p, c in zip(net.parameters(), centre, strict=True)])
+    assert 0.6 * penalty(ones) == pytest.approx(0.3 * float(anchors.distance().detach()), rel=1e-12)
+    assert penalty(anchors) == 0  # nothing is known of importance
+
+
+def test_moving_an_anchor_keeps_the_importance() -> None:
+    net = Net()
+    anchors = Anchors(net)
+    anchors.replace(importance(net, 0), 1.0)
+    net.head.grow(3, torch.Generator().manual_seed(1))
+    before = anchors.importance.sum()
+    move(net, 3)
+    anchors.move()
+    assert anchors.importance.sum() == before and penalty(anchors) == 0
+    assert len(anchors.importance) == len(anchors.values) == sum(p.numel() for p in net.parameters())
+    move(net, 7)
+    anchors.replace(importance(net, 1), 1.0)
+    assert penalty(anchors) == 0
+
+
+def test_the_gradient_of_the_penalty_is_that_of_its_numbers() -> None:
+    net = Net()
+    anchors = Anchors(net)
+    anchors.replace(importance(net, 0), 1.0)
+    move(net, 7)
+    parameter = net.layer.bias
+    found = gradient(anchors, net)[[p is parameter for p in net.parameters()].index(True)]
+    for place in range(len(parameter)):
+        losses = []
+        for step in (1e-4, -1e-4):
+            parameter.data[place] += step
+            losses.append(penalty(anchors))
+            parameter.data[place] -= step
+        assert (losses[0] - losses[1]) / 2e-4 == pytest.approx(float(found[place]), rel=1e-6, abs=1e-8)
+
+
+def test_batches_of_one_give_the_fisher_information_of_samples(net: Classifier, table: MakeTable) -> None:
+    data = table([0, 1, 2, 1] * 5)
+    net.eval()
+    parameters = list(net.parameters())
+
+    def losses(size: int) -> Iterator[tuple[Tensor, int]]:
+        for batch in data.batches(size):
+            yield F.cross_entropy(net(net.prepare(batch)), net.targets(batch)), len(batch)
+
+    for one, wanted in zip(batch_fisher(parameters, losses(1)), one_by_one(net, data), strict=True):
+        assert torch.allclose(one, wanted, rtol=1e-5, atol=1e-9)
+    whole = batch_fisher(parameters, losses(20))
+    mean = torch.autograd.grad(next(losses(20))[0], parameters)
+    for value, slope in zip(whole, mean, strict=True):
+        assert torch.allclose(value, 20 * slope.square(), rtol=1e-5)
+
+
+def test_no_batch_has_no_fisher_information(net: Classifier) -> None:
+    with pytest.raises(DataError, match="at least one sample"):
+        batch_fisher(list(net.parameters()), [])
+
+
+def test_fixed_rows_come_back_and_the_others_do_not() -> None:
+    net = Net()
+    fixed = FixedRows(net.head, torch.tensor([True, False]))
+    before = values(net.head)
+    move(net, 7)
+    moved = values(net.head)
+    fixed.restore()
+    for now, old, other in zip(values(net.head), before, moved, strict=True):
+        assert torch.equal(now[0], old[0]) and torch.equal(now[1], other[1])

@@ -168,6 +168,10 @@ def _new_record(configuration: dict[str, Any], stream: Stream) -> Record:
     return Record(configuration, metrics, infos, len(stream), environment=environment)
 
 
+#: The names of folders in which processes other than the first keep files; one may be there before the first comes.
+_OTHERS = "files-"
+
+
 class _Place:
     """The folder of a run: ``run.json`` names the configuration, ``checkpoints/`` hold learner and record, ``record.json``
     is the record for readers. The record within the newest checkpoint is the one that counts.
@@ -193,7 +197,7 @@ class _Place:
             if difference:
                 raise CheckpointError(f"{folder} holds another run: {difference}. Choose another folder or remove it.")
         elif self.rank == 0:
-            if folder.exists() and any(p for p in folder.iterdir() if not is_temporary(p)):
+            if folder.exists() and any(p for p in folder.iterdir() if not (is_temporary(p) or p.name.startswith(_OTHERS))):
                 raise CheckpointError(f"{folder} holds files that are not a run's; choose an empty or a new folder.")
             write_atomically(marker, json.dumps(configuration, indent=1))
         if self.rank == 0:
@@ -233,7 +237,7 @@ class _Place:
         shelves = self.folder / "unfinished"
         wanted = shelves / f"{index:06d}"
         if self.rank > 0:
-            return Shelf(wanted, self.folder / f"files-{self.rank}", reads_only=True)
+            return Shelf(wanted, self.folder / f"{_OTHERS}{self.rank}", reads_only=True)
         for other in shelves.glob("*"):
             if other != wanted:
                 shutil.rmtree(other)

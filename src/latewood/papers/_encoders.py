@@ -43,16 +43,19 @@ class Setting:
         Fewer images are for methods that train the encoder on, which would otherwise take hours on a processor.
         """
         images = self._part(slice(self.base, None))
-        if most is None:
-            return images
-        labels = images.train.tensor("label")
-        rows = [(labels == label).nonzero().flatten()[:most] for label in range(len(images.classes))]
-        return replace(images, train=images.train[torch.cat(rows).sort().values])
+        return images if most is None else at_most(images, most)
 
     def _part(self, part: slice) -> ImageData:
         images = load_images(self.dataset, size=self.size)
         order = torch.randperm(len(images.classes), generator=torch.Generator().manual_seed(0))
         return images.subset(sorted(order[part].tolist()))
+
+
+def at_most(images: ImageData, most: int) -> ImageData:
+    """The first ``most`` training images of each class, and all test images."""
+    labels = images.train.tensor("label")
+    rows = [(labels == label).nonzero().flatten()[:most] for label in range(len(images.classes))]
+    return replace(images, train=images.train[torch.cat(rows).sort().values])
 
 
 #: Characters of 8 alphabets: an encoder trained on 142 of them, 100 unseen ones with 15 training drawings each.

@@ -21,6 +21,7 @@ OTHER: dict[str, Any] = {
     "base": 4,
     "increment": 4,
     "groups": [[0, 1], [2, 3]],
+    "classes": "0-3,5,7",
     "seed": 7,
     "size": 10,
     "degrees": 45.0,

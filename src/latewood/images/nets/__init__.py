@@ -7,9 +7,23 @@ from latewood.images.nets.mlp import mlp
 from latewood.images.nets.pixels import pixels
 from latewood.images.nets.resnet18 import resnet18
 from latewood.images.nets.resnet32 import resnet32
+from latewood.images.nets.trained import trained
+from latewood.images.nets.vit import vit
+from latewood.images.nets.vit_tiny_imagenet import vit_tiny_imagenet
 from latewood.parts.closed_form import ClosedFormClassifier
 
-__all__ = ["default_backbone", "hub", "mlp", "pixels", "pretrained", "resnet18", "resnet32"]
+__all__ = [
+    "default_backbone",
+    "hub",
+    "mlp",
+    "pixels",
+    "pretrained",
+    "resnet18",
+    "resnet32",
+    "trained",
+    "vit",
+    "vit_tiny_imagenet",
+]
 
 
 def pretrained(example: Data) -> str:
@@ -20,9 +34,11 @@ def pretrained(example: Data) -> str:
 def default_backbone(learner: type[Learner], example: Data) -> str:
     """The net for a learner that is not told which: one that suits the size of the images, from random weights.
 
-    A learner on a frozen backbone gets the pixels themselves, since random weights would be no better.
+    A learner on a frozen backbone gets trained weights where there are some for small colour images; else the pixels
+    themselves, since random weights would be no better.
     """
+    channels, *sides = example.tensor("image").shape[1:]
+    side = max(sides)
     if issubclass(learner, ClosedFormClassifier):
-        return "pixels"
-    side = max(example.tensor("image").shape[-2:])
+        return "vit-tiny-imagenet" if channels == 3 and 16 < side <= 64 else "pixels"
     return "mlp" if side <= 16 else "resnet32" if side <= 48 else "resnet18"

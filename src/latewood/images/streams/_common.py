@@ -12,11 +12,20 @@ from latewood.core.data import Data
 from latewood.core.errors import ConfigurationError
 from latewood.core.experience import Experience
 from latewood.core.stream import Stream
+from latewood.images.classes import choose
 from latewood.images.datasets import ImageData, load_images
 from latewood.images.probes import Accuracy
 
 #: From (train or test, number of the arrival) to what the learner or the probe sees of it.
 Transform = Callable[[Data, int], Data]
+
+
+class ImageStream(Stream):
+    """A stream of labelled images that knows how the arriving classes are called: ``class_names``."""
+
+    def __init__(self, *args: Any, class_names: Sequence[str], **options: Any) -> None:
+        super().__init__(*args, **options, wing="images")
+        self.class_names = tuple(class_names)
 
 
 class Division(NamedTuple):
@@ -72,11 +81,24 @@ def _checked_groups(count: int, groups: Sequence[Sequence[int]]) -> list[tuple[i
     return [tuple(group) for group in groups]
 
 
-def in_steps(scenario: str, dataset: str | ImageData, size: int | None, division: Division, reveal_task: bool) -> Stream:
-    """A stream in which each group of classes arrives at once, and one probe for each group."""
+def chosen_images(dataset: str | ImageData, size: int | None, classes: str | None) -> ImageData:
+    """The images of those classes of a data set that :func:`~latewood.images.classes.choose` finds, numbered from 0."""
     images = load_images(dataset, size=size)
+    return images if classes is None else images.subset(choose(classes, images.classes))
+
+
+def choice(classes: str | None) -> dict[str, str]:
+    """The setting ``classes`` as a part of a stream's configuration: only where it is made."""
+    return {} if classes is None else {"classes": classes}
+
+
+def in_steps(
+    scenario: str, dataset: str | ImageData, size: int | None, classes: str | None, division: Division, reveal_task: bool
+) -> Stream:
+    """A stream in which each group of classes arrives at once, and one probe for each group."""
+    images = chosen_images(dataset, size, classes)
     groups = class_groups(len(images.classes), division)
-    config = {"dataset": images.name, "size": size, **division._asdict(), **contents(images)}
+    config = {"dataset": images.name, "size": size, **choice(classes), **division._asdict(), **contents(images)}
     step_of = torch.full((len(images.classes),), -1)
     for step, group in enumerate(groups):
         step_of[list(group)] = step
@@ -97,7 +119,8 @@ def in_steps(scenario: str, dataset: str | ImageData, size: int | None, division
         data = rows(images.test, step)
         probes.append(Accuracy(f"step {step}", data, since=step, weight=len(data)))
     name = f"{scenario}-{images.name}"
-    return Stream(name, len(groups), build, probes, config=config, wing="images")
+    arriving = [images.classes[label] for group in groups for label in group]
+    return ImageStream(name, len(groups), build, probes, config=config, class_names=arriving)
 
 
 def domain_incremental(
@@ -111,7 +134,7 @@ def domain_incremental(
         return Experience(step, train, tuple(range(len(first.classes))))
 
     probes = [Accuracy(domain, transform(load(step).test, step), since=step) for step, domain in enumerate(domains)]
-    return Stream(name, len(domains), build, probes, config=config | contents(first), wing="images")
+    return ImageStream(name, len(domains), build, probes, config=config | contents(first), class_names=first.classes)
 
 
 def contents(images: ImageData) -> dict[str, str]:

@@ -6,15 +6,16 @@ from functools import cache
 
 from latewood.core.errors import ConfigurationError
 from latewood.core.stream import Stream
-from latewood.images.datasets import ImageData, load_images
-from latewood.images.streams._common import contents, domain_incremental
+from latewood.images.datasets import ImageData
+from latewood.images.streams._common import choice, chosen_images, contents, domain_incremental
 
 
-def domains(dataset: str, *, size: int | None = None) -> Stream:
+def domains(dataset: str, *, size: int | None = None, classes: str | None = None) -> Stream:
     """One arrival for each of the data sets that ``dataset`` names, separated by commas: ``domains-mnist,fashion-mnist``.
 
     Label ``i`` must mean the same in all of them, so they must have the same number of classes; images must have one
-    size (``size`` resizes them). Errors: :class:`~latewood.core.errors.ConfigurationError` if they differ.
+    size (``size`` resizes them). ``classes`` leaves only some of them, as in :func:`~latewood.images.streams.split.split`.
+    Errors: :class:`~latewood.core.errors.ConfigurationError` if they differ.
 
     >>> len(domains("digits,digits")[1].train) == len(domains("digits")[0].train)
     True
@@ -25,7 +26,7 @@ def domains(dataset: str, *, size: int | None = None) -> Stream:
 
     @cache
     def load(step: int) -> ImageData:
-        return load_images(names[step], size=size)
+        return chosen_images(names[step], size, classes)
 
     first = load(0)
     for step in range(1, len(names)):
@@ -36,6 +37,11 @@ def domains(dataset: str, *, size: int | None = None) -> Stream:
             )
         if other.train.tensor("image").shape[1:] != first.train.tensor("image").shape[1:]:
             raise ConfigurationError(f"Images of {names[0]} and {names[step]} differ in size or channels; set size.")
-    config = {"datasets": names, "size": size, "contents": [contents(load(step)) for step in range(len(names))]}
+    config = {
+        "datasets": names,
+        "size": size,
+        **choice(classes),
+        "contents": [contents(load(step)) for step in range(len(names))],
+    }
     labels = [f"{step} {name}" for step, name in enumerate(names)]
     return domain_incremental(f"domains-{dataset}", labels, load, config, lambda part, _: part)

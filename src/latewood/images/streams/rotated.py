@@ -9,13 +9,16 @@ import torch
 from latewood.core.data import Data
 from latewood.core.errors import ConfigurationError
 from latewood.core.stream import Stream
-from latewood.images.datasets import ImageData, load_images
-from latewood.images.streams._common import domain_incremental
+from latewood.images.datasets import ImageData
+from latewood.images.streams._common import choice, chosen_images, domain_incremental
 
 
-def rotated(dataset: str | ImageData, *, steps: int = 5, degrees: float = 90.0, size: int | None = None) -> Stream:
+def rotated(
+    dataset: str | ImageData, *, steps: int = 5, degrees: float = 90.0, size: int | None = None, classes: str | None = None
+) -> Stream:
     """The whole data set ``steps`` times, turned by angles from 0 to ``degrees`` at equal distances (Lopez-Paz and Ranzato,
-    2017). Bilinear; what turns in from outside is black.
+    2017). Bilinear; what turns in from outside is black. ``classes`` leaves only some classes, as in
+    :func:`~latewood.images.streams.split.split`.
 
     >>> [probe.name for probe in rotated("digits", steps=3).probes]
     ['0 degrees', '45 degrees', '90 degrees']
@@ -26,9 +29,9 @@ def rotated(dataset: str | ImageData, *, steps: int = 5, degrees: float = 90.0, 
         raise ConfigurationError(f"degrees must be a number, but it is {degrees}.")
     if degrees == 0 and steps > 1:
         raise ConfigurationError("degrees must not be 0 where more than one arrival is to be turned.")
-    images = load_images(dataset, size=size)
+    images = chosen_images(dataset, size, classes)
     angles = [degrees * step / max(1, steps - 1) for step in range(steps)]
-    config = {"dataset": images.name, "size": size, "steps": steps, "degrees": degrees}
+    config = {"dataset": images.name, "size": size, **choice(classes), "steps": steps, "degrees": degrees}
     names = [f"{angle:g} degrees" for angle in angles]
     return domain_incremental(
         f"rotated-{images.name}", names, lambda _: images, config, lambda part, step: _turn(part, angles[step])

@@ -9,9 +9,9 @@ from latewood.core.errors import ConfigurationError
 from latewood.core.experience import Experience
 from latewood.core.seeding import generator
 from latewood.core.stream import Stream
-from latewood.images.datasets import ImageData, load_images
+from latewood.images.datasets import ImageData
 from latewood.images.probes import Accuracy
-from latewood.images.streams._common import contents
+from latewood.images.streams._common import ImageStream, choice, chosen_images, contents
 
 
 def si_blurry(
@@ -23,6 +23,7 @@ def si_blurry(
     every: int | None = None,
     seed: int = 0,
     size: int | None = None,
+    classes: str | None = None,
 ) -> Stream:
     """The stochastic blurry stream of Moon et al., 2023 (arXiv 2308.09303): generalized class-incremental learning.
 
@@ -33,6 +34,7 @@ def si_blurry(
 
     ``every`` cuts tasks into arrivals of that many samples, which gives the any-time curve of the paper (1000 there);
     without it each task is one arrival. A task that chance leaves empty makes no arrival. The task is never revealed.
+    ``classes`` leaves only some classes, as in :func:`~latewood.images.streams.split.split`.
 
     Each probe holds the test images of the classes that one arrival is the first to bring, so that the average after an
     arrival is the accuracy on all classes exposed so far.
@@ -43,7 +45,7 @@ def si_blurry(
     """
     if every is not None and every < 1:
         raise ConfigurationError(f"every must be at least 1 sample, but it is {every}.")
-    images = load_images(dataset, size=size)
+    images = chosen_images(dataset, size, classes)
     tasks = si_blurry_tasks(images.train.tensor("label"), len(images.classes), steps, disjoint, blurry, seed)
     arrivals = [part for task in tasks for part in (task.split(every) if every else (task,)) if len(part)]
     labels = [images.train.tensor("label")[part].unique().tolist() for part in arrivals]
@@ -58,9 +60,18 @@ def si_blurry(
         rows = torch.isin(test, torch.tensor(new, dtype=test.dtype)).nonzero().flatten()
         if len(rows):
             probes.append(Accuracy(f"first in {step}", images.test[rows], since=step, weight=len(rows)))
-    settings = {"size": size, "steps": steps, "disjoint": disjoint, "blurry": blurry, "every": every, "seed": seed}
+    settings = {
+        "size": size,
+        **choice(classes),
+        "steps": steps,
+        "disjoint": disjoint,
+        "blurry": blurry,
+        "every": every,
+        "seed": seed,
+    }
     config = {"dataset": images.name, **settings, **contents(images)}
-    return Stream(f"si-blurry-{images.name}", len(arrivals), build, probes, config=config, wing="images")
+    arriving = [images.classes[label] for label in sorted(exposed)]
+    return ImageStream(f"si-blurry-{images.name}", len(arrivals), build, probes, config=config, class_names=arriving)
 
 
 def si_blurry_tasks(labels: Tensor, classes: int, steps: int, disjoint: float, blurry: float, seed: int) -> list[Tensor]:

@@ -18,6 +18,7 @@ def tasks(
     seed: int | None = 0,
     groups: Sequence[Sequence[int]] | None = None,
     size: int | None = None,
+    classes: str | None = None,
 ) -> Stream:
     """The arrivals of :func:`~latewood.images.streams.split.split`, with the task revealed in training and at test.
 
@@ -27,4 +28,4 @@ def tasks(
     >>> stream[2].task, stream.probes[2].data["task"].unique()
     (2, tensor([2]))
     """
-    return in_steps("tasks", dataset, size, Division(steps, base, increment, seed, groups), reveal_task=True)
+    return in_steps("tasks", dataset, size, classes, Division(steps, base, increment, seed, groups), reveal_task=True)

@@ -1,0 +1,25 @@
+"""For claims that train a pretrained encoder on: fresh copies of it, and a few images of classes that it never saw."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from latewood.images.classes import choose
+from latewood.images.datasets import ImageData, load_images
+from latewood.images.nets.vit_tiny_imagenet import vit_tiny_imagenet
+from latewood.papers import _encoders as encoders
+from latewood.parts.backbone import Backbone
+
+
+def encoder_and_unseen(dataset: str, most: int) -> tuple[Callable[[], Backbone], ImageData]:
+    """A maker of equal encoders, and 100 unseen classes with at ``most`` so many training images each.
+
+    ``omniglot-small``: a ResNet-32 of the other 142 characters. ``tiny-imagenet-32``: the backbone that comes with Latewood.
+    """
+    if dataset == "omniglot-small":
+        encoder, images = encoders.trained(encoders.OMNIGLOT), encoders.OMNIGLOT.unseen_images(most)
+        return lambda: copy.deepcopy(encoder), images
+    everything = load_images(dataset)
+    few = encoders.at_most(everything.subset(choose("unseen", everything.classes)), most)
+    return lambda: vit_tiny_imagenet(few.train[:1], augment="crop-flip"), few
