@@ -313,12 +313,10 @@ def test_every_recipe_is_of_a_net_of_this_wing() -> None:
         assert build_backbone({"name": name}, "images", example, lambda: "mlp").settings["name"] == name
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command_trains_a_net_and_tells_how_good_it_is(tmp_path: Path) -> None:
     small_net = ["--set", "backbone.width=12", "--set", "backbone.depth=1", "--set", "batch_size=256"]
-    result = CliRunner().invoke(
-        app,
-        ["vit", "--data", "digits", "--to", str(tmp_path / "net"), "--classes", "0-2", "--epochs", "1", "--json", *small_net],
-    )
+    some = ["--data", "digits", "--to", str(tmp_path / "net"), "--classes", "0-2", "--epochs", "1"]
+    result = CliRunner().invoke(app, ["pretrain", "vit", *some, "--json", *small_net])
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["folder"] == str(tmp_path / "net")

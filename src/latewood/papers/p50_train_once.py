@@ -158,38 +158,51 @@ TARGET = 0.05
 
 
 def _control() -> Verdict:
-    """A probe steered to a target on a line, against as many texts at a fixed rate."""
+    """A probe steered to a target on a line, against as many texts at a fixed rate, under three seeds."""
+    found = [_controlled(seed) for seed in range(SEEDS)]
+    numbers = {name: _mean([each[name] for each in found]) for name in found[0]}
+    holds = all(
+        each["largest factor from the line after 30 %"] <= 3
+        and each["phases with more texts than before"] > 0
+        and each["phases with fewer"] > 0
+        and _factor(each["final probability, fixed rate"], TARGET) > _factor(each["final probability, controlled"], TARGET)
+        for each in found
+    )
+    return Verdict(
+        holds,
+        numbers,
+        f"The probability of the answers is steered to {TARGET} over {CONTROLLED_STEPS} steps, means of {SEEDS} seeds; it "
+        "holds if in every seed it stays within a factor 3 of the line from 30 % on, the number of texts both rises and falls, "
+        "and as many texts at a fixed rate end at a larger factor from the target.",
+    )
+
+
+def _controlled(seed: int) -> dict[str, float]:
     from latewood.studies.train_once import Control, Experiment
 
     control = Control(target=TARGET, steps=CONTROLLED_STEPS, every=15, first=4, limits=((0, 8),))
     steered = _knowledge(control)
     lab = replace(_laboratory([steered], CONTROLLED_STEPS), outcome="probability")
-    run = lab.joint(device="cpu")
+    run = lab.joint(seed, device="cpu")
     phases = run.learner.study.history["facts"]
-    later = [phase for phase in phases if phase.step >= 0.3 * CONTROLLED_STEPS]
-    factors = [max(phase.value / phase.aim, phase.aim / phase.value) for phase in later]
+    factors = [_factor(phase.value, phase.aim) for phase in phases if phase.step >= 0.3 * CONTROLLED_STEPS]
     counts = [phase.texts for phase in phases]
     inserted = run.reports[0].sequences
     texts = [steered.texts[place % len(steered.texts)] for place in range(inserted)]
-    fixed = replace(lab, experiments=[Experiment("facts", texts, steered.items)]).joint(device="cpu")
-    final = {"controlled": run.means["facts"], "fixed rate": fixed.means["facts"]}
-    away = {name: max(value / TARGET, TARGET / value) for name, value in final.items()}
-    rises = sum(after > before for before, after in pairwise(counts))
-    falls = sum(after < before for before, after in pairwise(counts))
-    return Verdict(
-        max(factors) <= 3 and rises > 0 and falls > 0 and away["fixed rate"] > away["controlled"],
-        {
-            "largest factor from the line after 30 %": max(factors),
-            "share of those phases within a factor 3 in %": 100 * _mean([float(factor <= 3) for factor in factors]),
-            "phases with more texts than before": rises,
-            "phases with fewer": falls,
-            "texts inserted": inserted,
-            **{f"final probability, {name}": value for name, value in final.items()},
-        },
-        f"The probability of the answers is steered to {TARGET} over {CONTROLLED_STEPS} steps; it holds if from 30 % on it "
-        "stays within a factor 3 of the line, the number of texts both rises and falls, and as many texts at a fixed rate end "
-        "at a larger factor from the target.",
-    )
+    fixed = replace(lab, experiments=[Experiment("facts", texts, steered.items)]).joint(seed, device="cpu")
+    return {
+        "largest factor from the line after 30 %": max(factors),
+        "share of those phases within a factor 3 in %": 100 * _mean([float(factor <= 3) for factor in factors]),
+        "phases with more texts than before": sum(after > before for before, after in pairwise(counts)),
+        "phases with fewer": sum(after < before for before, after in pairwise(counts)),
+        "texts inserted": inserted,
+        "final probability, controlled": run.means["facts"],
+        "final probability, fixed rate": fixed.means["facts"],
+    }
+
+
+def _factor(value: float, aim: float) -> float:
+    return max(value / aim, aim / value)
 
 
 PAPER = Paper(
