@@ -264,6 +264,16 @@ class ClosedForm(Learner):
         return data.tensor("x") @ self.gram
 
 
+def test_trained_are_the_parameters_that_the_optimiser_steps_and_none_in_a_closed_form() -> None:
+    learner = Net(Recipe(batch_size=8))
+    every = sum(p.numel() for p in learner.parameters())
+    assert cost_of(learner, 16).trained == every
+    bias = next(p for name, p in learner.named_parameters() if name.endswith("bias"))
+    bias.requires_grad_(False)
+    assert cost_of(learner, 16).trained == every - bias.numel()
+    assert cost_of(ClosedForm(), 16).trained == 0
+
+
 def test_everything_that_a_closed_form_learner_does_is_counted() -> None:
     assert cost_of(ClosedForm(), 50).flops == 2 * 6 * 50 * 6
 

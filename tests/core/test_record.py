@@ -293,11 +293,11 @@ def test_a_metric_that_is_not_there_is_an_error_that_lists_those_that_are(name: 
 
 def test_the_cost_of_a_run_adds_times_and_takes_the_largest_of_sizes() -> None:
     record = Record({}, {"m": True}, [], 2)
-    small = Cost(1.0, 0.5, 10, peak_memory=9, parameters=3, kept_bytes=1, state={"a": 4})
-    large = Cost(2.0, 0.25, 30, peak_memory=7, parameters=5, kept_bytes=8, state={"a": 4, "b": 8})
+    small = Cost(1.0, 0.5, 10, peak_memory=9, parameters=3, trained=2, kept_bytes=1, state={"a": 4})
+    large = Cost(2.0, 0.25, 30, peak_memory=7, parameters=5, trained=1, kept_bytes=8, state={"a": 4, "b": 8})
     for index, cost in enumerate((small, large)):
         record.add(Row(index, 1, {"m": []}, cost))
-    assert record.cost == Cost(3.0, 0.75, 40, peak_memory=9, parameters=5, kept_bytes=8, state={"a": 4, "b": 8})
+    assert record.cost == Cost(3.0, 0.75, 40, peak_memory=9, parameters=5, trained=2, kept_bytes=8, state={"a": 4, "b": 8})
 
 
 def test_complete_means_every_experience() -> None:

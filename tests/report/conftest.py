@@ -31,12 +31,13 @@ class Method:
     memory: int
     kept: int
     hyper_parameters: dict[str, object]
+    trained: int = 11_220_132
 
 
 METHODS = {
     "slca": Method("SLCA", 0.962, 0.018, 41.0, 38.0, 2140 * MIB, 11 * MIB, {"lr": 0.01, "backbone_lr": 1e-4, "epochs": 20}),
-    "fetril": Method("FeTrIL", 0.915, 0.021, 2.9, 1.4, 610 * MIB, MIB // 5, {"epochs": 30, "lr": 0.1}),
-    "g-acil": Method("GACIL", 0.938, 0.009, 1.1, 0.9, 790 * MIB, 33 * MIB, {"buffer": 2048, "gamma": 100.0}),
+    "fetril": Method("FeTrIL", 0.915, 0.021, 2.9, 1.4, 610 * MIB, MIB // 5, {"epochs": 30, "lr": 0.1}, 5130),
+    "g-acil": Method("GACIL", 0.938, 0.009, 1.1, 0.9, 790 * MIB, 33 * MIB, {"buffer": 2048, "gamma": 100.0}, 0),
     "replay": Method("ExperienceReplay", 0.955, 0.052, 33.0, 27.0, 1480 * MIB, 6 * MIB, {"memory": 2000, "lr": 0.03}),
     "lwf": Method("LwF", 0.93, 0.115, 36.5, 31.0, 1620 * MIB, 4 * MIB, {"alpha": 1.0, "temperature": 2.0}),
     "ewc": Method("EWC", 0.925, 0.16, 29.0, 22.0, 1390 * MIB, 9 * MIB, {"strength": 5000.0, "lr": 0.03}),
@@ -80,6 +81,7 @@ def _row(method: Method, index: int, length: int, rng: np.random.Generator) -> R
         flops=int(method.tera_flops * 1e12 / LENGTH),
         peak_memory=int(method.memory * (1 + 0.01 * index)),
         parameters=11_220_132 + 1026 * index,
+        trained=method.trained,
         kept_bytes=method.kept * (index + 1) // LENGTH,
         state={"net": 44_880_528 + 4104 * index, "memory": method.kept * (index + 1) // LENGTH},
     )

@@ -26,10 +26,8 @@ def tiny(method: str, seed: int, scores: list[float | None], metric: str = "accu
     """A run of two experiences: probe ``a`` after each, and probe ``b`` after the second."""
     first, later, new = scores
     record = Record({"method": method, "seed": seed}, {metric: higher}, [ProbeInfo("a", 0), ProbeInfo("b", 1)], 2)
-    record.add(Row(0, 100, {metric: [first, None]}, Cost(seconds=30.0, flops=10**9, peak_memory=2**20, kept_bytes=1536)))
-    record.add(
-        Row(1, 100, {metric: [later, new]}, Cost(seconds=45.0, flops=2 * 10**12, peak_memory=3 * 2**30, kept_bytes=1536))
-    )
+    record.add(Row(0, 100, {metric: [first, None]}, Cost(seconds=30.0, flops=10**9, trained=2048, kept_bytes=1536)))
+    record.add(Row(1, 100, {metric: [later, new]}, Cost(seconds=45.0, flops=2 * 10**12, trained=4096, kept_bytes=1536)))
     return record
 
 
@@ -54,7 +52,7 @@ def test_numbers_of_accuracy_are_percent_with_intervals() -> None:
     # last: 70 and 71, so 70.5 ± t(0.975, 1) · 0.5 = 6.4; average (90 + last) / 2; forgetting 30 and 28.
     assert plain(table, 0) == [
         *("er", "70.5 ± 6.4", "80.2 ± 3.2", "29.0 ± 12.7", "−29.0 ± 12.7"),
-        *("75.0 s", "2.00 T", "3.00 GiB", "1.50 KiB"),
+        *("75.0 s", "2.00 T", "4.10 k", "1.50 KiB"),
     ]
 
 
@@ -149,9 +147,9 @@ def test_the_plain_form_is_json_with_null_for_what_is_not_defined(records: list[
         (quantities.size, 1024, "1.00 KiB"),
         (quantities.size, 1023.99 * 1024, "1.00 MiB"),
         (quantities.size, 5.5 * 2**20, "5.50 MiB"),
-        (quantities.flops, 0, "0"),
-        (quantities.flops, 999.9e9, "1.00 T"),
-        (quantities.flops, 4.56e10, "45.6 G"),
+        (quantities.amount, 0, "0"),
+        (quantities.amount, 999.9e9, "1.00 T"),
+        (quantities.amount, 4.56e10, "45.6 G"),
         (quantities.seconds, 0.0042, "4.20 ms"),
         (quantities.seconds, 119, "119 s"),
         (quantities.seconds, 120, "2.00 min"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,7 +23,8 @@ class Cost:
 
     ``seconds`` of learning and ``probe_seconds`` of scoring, both by the wall clock; ``flops`` of learning, two for each
     multiply-add, as if no embedding had been cached; ``peak_memory`` in bytes (of the device on CUDA, else of the process);
-    ``parameters``, trainable or not; ``state`` bytes that the learner keeps, by the attribute that keeps them;
+    ``parameters``, trainable or not; ``trained``, how many of them an optimiser stepped at once (0: none, as in closed forms);
+    ``state`` bytes that the learner keeps, by the attribute that keeps them;
     ``kept_bytes``, those of them beyond the network and its head: exemplars, statistics, old models.
     """
 
@@ -32,11 +33,12 @@ class Cost:
     flops: int = 0
     peak_memory: int = 0
     parameters: int = 0
+    trained: int = 0
     kept_bytes: int = 0
     state: Mapping[str, int] = field(default_factory=dict)
 
     #: The fields that are the same in every run of one configuration; the others are measured and vary.
-    REPEATABLE = ("flops", "parameters", "kept_bytes", "state")
+    REPEATABLE = ("flops", "parameters", "trained", "kept_bytes", "state")
 
 
 class _Counter(TorchDispatchMode):
@@ -61,6 +63,7 @@ class Meter:
     def __init__(self) -> None:
         self.flops = 0
         self.seconds = 0.0
+        self.trained = 0
         self._counter: _Counter | None = None
 
     @contextmanager
@@ -103,6 +106,10 @@ class Meter:
     def charge(self, flops: int) -> None:
         """Add FLOPs that were measured elsewhere."""
         self.flops += flops
+
+    def trains(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Tell which parameters an optimiser steps from now on."""
+        self.trained = max(self.trained, sum(p.numel() for p in parameters))
 
     @contextmanager
     def timing(self) -> Iterator[None]:

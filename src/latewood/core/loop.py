@@ -31,7 +31,9 @@ def fit(learner: Trainable, data: Data) -> None:
     steps = recipe.epochs * math.ceil(len(data) / recipe.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate(step, steps))
     parameters = [p for group in groups for p in group["params"]]
-    counter, progress = StepCounter(current_meter()), current_progress()
+    meter, progress = current_meter(), current_progress()
+    meter.trains(parameters)
+    counter = StepCounter(meter)
     progress.phase("learning", steps)
     watch, watched, step = current_watch(), cast("Learner", learner), 0
     if watch:

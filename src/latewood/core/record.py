@@ -210,6 +210,7 @@ class Record:
             flops=sum(c.flops for c in costs),
             peak_memory=max(c.peak_memory for c in costs),
             parameters=max(c.parameters for c in costs),
+            trained=max(c.trained for c in costs),
             kept_bytes=max(c.kept_bytes for c in costs),
             state=max((c.state for c in costs), key=lambda state: sum(state.values())),
         )

@@ -125,6 +125,7 @@ def _live(
         flops=meter.flops,
         peak_memory=peak,
         parameters=sum(p.numel() for p in learner.parameters()),
+        trained=meter.trained,
         kept_bytes=sum(size for owner, size in state.items() if owner not in learner.deployed),
         state=state,
     )

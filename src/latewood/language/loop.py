@@ -62,6 +62,7 @@ class Work:
 
     def run(self) -> None:
         learner, recipe, progress, meter = self.learner, self.recipe, current_progress(), current_meter()
+        meter.trains(p for group in self.optimizer.param_groups for p in group["params"])
         watch = current_watch()
         done = self._resume()
         network = self._prepared()

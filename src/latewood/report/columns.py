@@ -54,8 +54,8 @@ COLUMNS = (
     Column("forgetting", "forgetting", False),
     Column("backward_transfer", "backward\ntransfer", True),
     Column("seconds", "time", False, quantities.seconds),
-    Column("flops", "FLOPs", False, quantities.flops),
-    Column("peak_memory", "peak\nmemory", False, quantities.size),
+    Column("flops", "FLOPs", False, quantities.amount),
+    Column("trained", "trained\nparams", False, quantities.amount),
     Column("kept_bytes", "kept\nbytes", False, quantities.size),
 )
 

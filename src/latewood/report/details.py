@@ -21,9 +21,10 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], float], Callable[[float], str]], ...]
     ("classes", lambda row: len(row.classes) or math.nan, quantities.count),
     ("learning", lambda row: row.cost.seconds, quantities.seconds),
     ("scoring", lambda row: row.cost.probe_seconds, quantities.seconds),
-    ("FLOPs", lambda row: row.cost.flops, quantities.flops),
+    ("FLOPs", lambda row: row.cost.flops, quantities.amount),
     ("peak memory", lambda row: row.cost.peak_memory, quantities.size),
     ("parameters", lambda row: row.cost.parameters, quantities.count),
+    ("trained parameters", lambda row: row.cost.trained, quantities.count),
     ("kept bytes", lambda row: row.cost.kept_bytes, quantities.size),
 )
 

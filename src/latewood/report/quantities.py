@@ -9,7 +9,7 @@ from collections.abc import Sequence
 NOTHING = "–"
 
 _SECONDS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
-_FLOPS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_THOUSANDS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _BYTES = ((1024.0**4, "TiB"), (1024.0**3, "GiB"), (1024.0**2, "MiB"), (1024.0, "KiB"), (1.0, "B"))
 
 
@@ -82,9 +82,9 @@ def seconds_tick(value: float) -> str:
     return f"{value / size:g} {unit}" if value > 0 else "0 s"
 
 
-def flops(value: float) -> str:
-    """A number of operations: ``'1.23 G'``, ``'45.6 T'``."""
-    return _scaled(value, [(f, unit, f) for f, unit in _FLOPS])
+def amount(value: float) -> str:
+    """A large number of operations or parameters in three digits: ``'1.23 G'``, ``'45.6 T'``."""
+    return _scaled(value, [(f, unit, f) for f, unit in _THOUSANDS])
 
 
 def size(value: float) -> str:

@@ -16,7 +16,7 @@ from latewood.core.record import SUMMARY, Matrix, Record, mean_and_interval
 from latewood.report.comparable import check_comparable, check_seeds, label_of, seed_order
 
 #: What a run costs, by the names of :class:`~latewood.core.cost.Cost`, in the order in which tables show it.
-COSTS = ("seconds", "flops", "peak_memory", "kept_bytes", "parameters")
+COSTS = ("seconds", "flops", "peak_memory", "kept_bytes", "parameters", "trained")
 
 
 @dataclass(frozen=True)
