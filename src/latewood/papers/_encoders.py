@@ -31,7 +31,6 @@ class Setting:
     base: int
     epochs: int
     size: int | None = None
-    augment: str = "crop"
 
     def base_images(self) -> ImageData:
         """The first ``base`` classes of a fixed permutation."""
@@ -60,14 +59,12 @@ def at_most(images: ImageData, most: int) -> ImageData:
 
 #: Characters of 8 alphabets: an encoder trained on 142 of them, 100 unseen ones with 15 training drawings each.
 OMNIGLOT = Setting("omniglot-small", base=142, epochs=30, size=32)
-#: Objects: an encoder trained on 100 classes of Tiny ImageNet at 32x32, the other 100 unseen, 300 images each.
-TINY_IMAGENET = Setting("tiny-imagenet-32", base=100, epochs=6, augment="crop-flip")
 
 
 def untrained(setting: Setting, seed: int) -> Backbone:
     """The encoder's architecture with random weights."""
     with seeded(seed, "encoder"):
-        return resnet32(setting.unseen_images().train[:1], augment=setting.augment)
+        return resnet32(setting.unseen_images().train[:1], augment="crop")
 
 
 def trained(setting: Setting) -> Backbone:

@@ -11,8 +11,14 @@ from latewood.images.nets.vit_tiny_imagenet import vit_tiny_imagenet
 from latewood.papers import _encoders as encoders
 from latewood.parts.backbone import Backbone
 
+#: What the encoders are, for the sentences of claims.
+ENCODERS = {
+    "omniglot-small": f"a ResNet-32 trained on {encoders.OMNIGLOT.base} others",
+    "tiny-imagenet-32": "a small transformer trained on the 100 others",
+}
 
-def encoder_and_unseen(dataset: str, most: int) -> tuple[Callable[[], Backbone], ImageData]:
+
+def encoder_and_unseen(dataset: str, most: int | None = None) -> tuple[Callable[[], Backbone], ImageData]:
     """A maker of equal encoders, and 100 unseen classes with at ``most`` so many training images each.
 
     ``omniglot-small``: a ResNet-32 of the other 142 characters. ``tiny-imagenet-32``: the backbone that comes with Latewood.
@@ -21,5 +27,6 @@ def encoder_and_unseen(dataset: str, most: int) -> tuple[Callable[[], Backbone],
         encoder, images = encoders.trained(encoders.OMNIGLOT), encoders.OMNIGLOT.unseen_images(most)
         return lambda: copy.deepcopy(encoder), images
     everything = load_images(dataset)
-    few = encoders.at_most(everything.subset(choose("unseen", everything.classes)), most)
+    unseen = everything.subset(choose("unseen", everything.classes))
+    few = unseen if most is None else encoders.at_most(unseen, most)
     return lambda: vit_tiny_imagenet(few.train[:1], augment="crop-flip"), few

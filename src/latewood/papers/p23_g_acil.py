@@ -20,13 +20,13 @@ def _setting(dataset: str) -> tuple[Backbone, ImageData, int, float]:
     """Backbone, images of classes that it never saw, expansion and regularisation of G-ACIL on them."""
     from latewood.images.datasets import load_images
     from latewood.images.nets.pixels import pixels
-    from latewood.papers import _encoders as encoders
+    from latewood.papers._unseen import encoder_and_unseen
 
     if dataset == "digits":
         images = load_images("digits")
         return pixels(images.train[:1]), images, 1000, 1.0
-    setting = encoders.OMNIGLOT if dataset == "omniglot-small" else encoders.TINY_IMAGENET
-    return encoders.trained(setting), setting.unseen_images(), 2000, 1.0
+    make, unseen = encoder_and_unseen(dataset)
+    return make(), unseen, 2000, 1.0
 
 
 def _order_invariance(dataset: str) -> Verdict:

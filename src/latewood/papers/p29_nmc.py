@@ -14,28 +14,27 @@ SEEDS = (0, 1, 2)
 
 def _floor(dataset: str) -> Verdict:
     """NMC against training the same encoder on, in 10 arrivals of 10 classes that it never saw."""
-    import copy
-
     from latewood.core.recipe import Recipe
     from latewood.core.run import run
     from latewood.images.learners.finetune import Finetune
     from latewood.images.learners.nmc import NMC
     from latewood.images.learners.replay import Replay
     from latewood.images.streams.split import split
-    from latewood.papers import _encoders as encoders
+    from latewood.papers._encoders import percent
+    from latewood.papers._unseen import ENCODERS, encoder_and_unseen
 
-    setting, epochs = (encoders.OMNIGLOT, 5) if dataset == "omniglot-small" else (encoders.TINY_IMAGENET, 2)
+    epochs = 5 if dataset == "omniglot-small" else 2
     recipe = Recipe(epochs=epochs, batch_size=32, lr=0.01, precision="bfloat16")
-    encoder, unseen = encoders.trained(setting), setting.unseen_images(most=60)
+    make, unseen = encoder_and_unseen(dataset, most=60)
     last: dict[str, list[float]] = {}
 
     def fresh() -> Backbone:
-        return copy.deepcopy(encoder).freeze(False)
+        return make().freeze(False)
 
     for seed in SEEDS:
         stream, everything = split(unseen, steps=10, seed=seed), split(unseen, steps=1, seed=seed)
         runs = {
-            "NMC": (NMC(encoder), stream),
+            "NMC": (NMC(make()), stream),
             "fine-tuning": (Finetune(fresh(), candidates="seen", recipe=recipe), stream),
             "fine-tuning, new classes only": (Finetune(fresh(), recipe=recipe), stream),
             "replay 200": (Replay(fresh(), memory=200, recipe=recipe), stream),
@@ -43,14 +42,14 @@ def _floor(dataset: str) -> Verdict:
         }
         for name, (learner, arrivals) in runs.items():
             last.setdefault(name, []).append(run(learner, arrivals, seed=seed, device="cpu").last)
-    numbers = {name: encoders.percent(values) for name, values in last.items()}
+    numbers = {name: percent(values) for name, values in last.items()}
     numbers["NMC / joint"] = numbers["NMC"] / numbers["joint"]
     holds = numbers["NMC"] > 2 * numbers["fine-tuning"] and numbers["NMC"] > numbers["fine-tuning, new classes only"]
     return Verdict(
         holds,
         numbers,
         f"Final accuracy in % over {len(SEEDS)} class orders: 10 arrivals of 10 unseen classes of {dataset} with at most 60 "
-        f"images each, on a ResNet-32 trained on {setting.base} others ({epochs} epochs an arrival where it is trained on). "
+        f"images each, on {ENCODERS[dataset]} ({epochs} epochs an arrival where it is trained on). "
         "It holds if NMC has twice the accuracy of fine-tuning and more than fine-tuning on the new classes' logits.",
     )
 

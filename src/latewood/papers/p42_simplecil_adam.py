@@ -35,19 +35,17 @@ class _Case(NamedTuple):
 
 
 def _case(dataset: str) -> _Case:
-    from latewood.papers import _encoders as encoders
-    from latewood.papers._unseen import encoder_and_unseen
+    from latewood.papers._unseen import ENCODERS, encoder_and_unseen
 
     ten, twenty = {"steps": 10}, {"base": 20, "increment": 10}
     if dataset == "digits":
         pairs = {"steps": 3}
         return _Case(*_digits(), pairs, pairs, "adapter", "6 digits, on a small transformer trained on the 4 others")
     if dataset == "omniglot-small":
-        setting = encoders.OMNIGLOT
-        where = f"100 characters, on a ResNet-32 trained on {setting.base} others"
-        return _Case(encoders.trained(setting), setting.unseen_images(), ten, twenty, "ssf", where)
+        make, unseen = encoder_and_unseen(dataset)
+        return _Case(make(), unseen, ten, twenty, "ssf", f"100 characters, on {ENCODERS[dataset]}")
     make, unseen = encoder_and_unseen(dataset, MOST)
-    where = "100 classes of Tiny ImageNet, on a small transformer trained on the 100 others"
+    where = f"100 classes of Tiny ImageNet, on {ENCODERS[dataset]}"
     return _Case(make(), unseen, ten, twenty, "adapter", where)
 
 
