@@ -17,10 +17,14 @@ _STEPS = {
     "crop": ("crop",),
     "crop-flip": ("crop", "flip"),
     "crop-flip-jitter": ("crop", "flip", "jitter"),
+    "resized-crop-flip": ("resized-crop", "flip"),
+    "resized-crop-flip-jitter": ("resized-crop", "flip", "jitter"),
     "trivial": ("crop", "flip", "trivial"),
 }
 _PADDING = 4
 _JITTER = 63 / 255
+#: Share of the area that a resized crop keeps, and its width against its height.
+_AREA, _RATIO = (0.05, 1.0), (3 / 4, 4 / 3)
 
 
 def augmentation(name: str, shape: tuple[int, ...]) -> nn.Module | None:
@@ -28,8 +32,9 @@ def augmentation(name: str, shape: tuple[int, ...]) -> nn.Module | None:
 
     ``crop``: a random crop of the image padded by 4 black pixels (digits, characters). ``crop-flip``: that and a
     horizontal flip of every other image, the standard for CIFAR (He et al. 2016, section 4.2). ``crop-flip-jitter``: that
-    and a brightness between 1 - 63/255 and 1 + 63/255, as in PyCIL (Zhou et al. 2023). ``trivial``: crop, flip and
-    :class:`TrivialAugment`.
+    and a brightness between 1 - 63/255 and 1 + 63/255, as in PyCIL (Zhou et al. 2023). ``resized-crop-flip`` and
+    ``resized-crop-flip-jitter``: the same with a window of 5 to 100 % of the area instead, brought back to the image's size,
+    as in PILOT (Sun et al. 2025) for pretrained backbones. ``trivial``: crop, flip and :class:`TrivialAugment`.
 
     The module maps float images in [0, 1], shape ``(n, channels, height, width)``, to the same shape and range. Every
     image gets its own draw, from torch's global CPU generator and nothing else: the same seed gives the same batch on
@@ -51,10 +56,11 @@ def augmentation(name: str, shape: tuple[int, ...]) -> nn.Module | None:
 
 def _step(name: str, shape: tuple[int, ...]) -> nn.Module:
     # Importing kornia takes over a second, which only those who augment should wait.
-    from kornia.augmentation import ColorJitter, RandomCrop, RandomHorizontalFlip
+    from kornia.augmentation import ColorJitter, RandomCrop, RandomHorizontalFlip, RandomResizedCrop
 
     made: dict[str, Callable[[], nn.Module]] = {
         "crop": lambda: RandomCrop((shape[1], shape[2]), padding=_PADDING),
+        "resized-crop": lambda: RandomResizedCrop((shape[1], shape[2]), scale=_AREA, ratio=_RATIO),
         "flip": RandomHorizontalFlip,
         "jitter": lambda: ColorJitter(brightness=_JITTER),
         "trivial": TrivialAugment,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from latewood.core.errors import ConfigurationError
 from latewood.images.augment import TrivialAugment, _operate, augmentation
 
-NAMES = ["crop", "crop-flip", "crop-flip-jitter", "trivial"]
+NAMES = ["crop", "crop-flip", "crop-flip-jitter", "resized-crop-flip", "resized-crop-flip-jitter", "trivial"]
 
 
 def batch(n: int = 16, *shape: int) -> Tensor:
@@ -135,3 +135,15 @@ def test_trivial_auto_contrast_fills_the_range_and_leaves_flat_images_alone() ->
     assert changed[0].min().item() == pytest.approx(0)
     assert changed[0].max().item() == pytest.approx(1)
     torch.testing.assert_close(changed[1], images[1])
+
+
+def test_a_resized_crop_shows_a_part_of_the_image_at_its_size() -> None:
+    """Of an image whose brightness grows to the right, a part spans less of the range, in the same order or mirrored."""
+    ramp = torch.linspace(0, 1, 64).expand(256, 3, 64, 64)
+    rows = augmented("resized-crop-flip", ramp)[:, 0, 32]
+    steps = rows.diff(dim=1)
+    assert ((steps >= -1e-6).all(1) | (steps <= 1e-6).all(1)).all()
+    spans = rows.amax(1) - rows.amin(1)
+    assert spans.min() > 0.15  # 5 % of the area at a ratio of 3/4 is a fifth of the width
+    assert spans.min() < 0.35
+    assert spans.max() > 0.9

@@ -51,11 +51,10 @@ def _presets() -> dict[str, Preset]:
             settings = {
                 "module": module,
                 "recipe": {**recipe, **special},
-                "backbone": {**VIT, "augment": "crop-flip"},
+                "backbone": {**VIT, "augment": "resized-crop-flip"},
                 "stream": stream,
             }
-            source = f"{SOURCE} So is the augmentation: the authors cut out 5 to 100 % of the area."
-            found[name if module == "adapter" else f"{name}-{module}"] = Preset(f"split-{dataset}", settings, source)
+            found[name if module == "adapter" else f"{name}-{module}"] = Preset(f"split-{dataset}", settings, SOURCE)
     return found
 
 

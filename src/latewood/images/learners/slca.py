@@ -20,7 +20,7 @@ from latewood.parts.gaussians import Covariance, Gaussians
 from latewood.parts.heads import ClassifierLearner, LinearHead
 
 
-def _preset(stream: Mapping[str, Any], augment: str = "crop-flip", temperature: float = 0.1, **epochs: Any) -> Preset:
+def _preset(stream: Mapping[str, Any], augment: str = "resized-crop-flip", temperature: float = 0.1, **epochs: Any) -> Preset:
     recipe = {"epochs": 50, "milestones": [40], "schedule": "step", "batch_size": 128, "lr": 0.01, "weight_decay": 5e-4}
     settings: dict[str, Any] = {
         "backbone": {"name": "google/vit-base-patch16-224-in21k", "augment": augment},
@@ -33,8 +33,8 @@ def _preset(stream: Mapping[str, Any], augment: str = "crop-flip", temperature: 
     return Preset(
         name,
         settings,
-        "The README's table for the ViT-B/16 trained on ImageNet-21k, with the official code's settings. Ours are padded crops "
-        "before resizing, where the authors take random resized crops, and pixels normalised as the checkpoint says.",
+        "The README's table for the ViT-B/16 trained on ImageNet-21k, with the official code's settings. Ours are pixels "
+        "normalised as the checkpoint says.",
     )
 
 
@@ -64,7 +64,7 @@ class SLCA(ClassifierLearner):
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper-cifar100": _preset(
-            {"name": "split-cifar100", "steps": 10}, augment="crop-flip-jitter", epochs=20, milestones=[18]
+            {"name": "split-cifar100", "steps": 10}, augment="resized-crop-flip-jitter", epochs=20, milestones=[18]
         ),
         "paper-imagenet-r": _preset({"name": "split-imagenet-r", "steps": 10, "size": 256}),
         "paper-cub200": _preset({"name": "split-cub200", "steps": 10, "size": 256}),
