@@ -50,11 +50,17 @@ class Setting:
         return images.subset(sorted(order[part].tolist()))
 
 
-def at_most(images: ImageData, most: int) -> ImageData:
-    """The first ``most`` training images of each class, and all test images."""
-    labels = images.train.tensor("label")
-    rows = [(labels == label).nonzero().flatten()[:most] for label in range(len(images.classes))]
-    return replace(images, train=images.train[torch.cat(rows).sort().values])
+def at_most(images: ImageData, most: int, tested: int | None = None) -> ImageData:
+    """The first ``most`` training images of each class, and the first ``tested`` test images (all of them if not given)."""
+    test = images.test if tested is None else _first(images.test, tested)
+    return replace(images, train=_first(images.train, most), test=test)
+
+
+def _first(part: Data, count: int) -> Data:
+    """The first ``count`` rows of each class."""
+    labels = part.tensor("label")
+    rows = [(labels == label).nonzero().flatten()[:count] for label in labels.unique()]
+    return part[torch.cat(rows).sort().values]
 
 
 #: Characters of 8 alphabets: an encoder trained on 142 of them, 100 unseen ones with 15 training drawings each.

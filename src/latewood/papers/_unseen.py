@@ -18,8 +18,14 @@ ENCODERS = {
 }
 
 
+#: Test images of each class of Tiny ImageNet where an encoder is trained on: no cache helps to score it after each arrival.
+TESTED = 20
+
+
 def encoder_and_unseen(dataset: str, most: int | None = None) -> tuple[Callable[[], Backbone], ImageData]:
     """A maker of equal encoders, and 100 unseen classes with at ``most`` so many training images each.
+
+    With ``most``, at most :data:`TESTED` test images of each class are left too.
 
     ``omniglot-small``: a ResNet-32 of the other 142 characters. ``tiny-imagenet-32``: the backbone that comes with Latewood.
     """
@@ -28,5 +34,5 @@ def encoder_and_unseen(dataset: str, most: int | None = None) -> tuple[Callable[
         return lambda: copy.deepcopy(encoder), images
     everything = load_images(dataset)
     unseen = everything.subset(choose("unseen", everything.classes))
-    few = unseen if most is None else encoders.at_most(unseen, most)
+    few = unseen if most is None else encoders.at_most(unseen, most, TESTED)
     return lambda: vit_tiny_imagenet(few.train[:1], augment="crop-flip"), few

@@ -10,15 +10,15 @@ from latewood.papers.ledger import Claim, Paper, Verdict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latewood.core.recipe import Recipe
+    from latewood.core.recipe import Precision, Recipe
     from latewood.core.stream import Stream
     from latewood.images.datasets import ImageData
     from latewood.images.learners.adam import ADAM, Module
     from latewood.parts.backbone import Backbone
 
 SEEDS = (0, 1, 2)
-#: Under this many training images of each class, since some methods train the encoder on.
-MOST = 60
+#: So many training images of each class of Tiny ImageNet, since some methods train the encoder on.
+MOST = 20
 
 
 class _Case(NamedTuple):
@@ -32,6 +32,7 @@ class _Case(NamedTuple):
     #: The module with few parameters that suits the encoder.
     small: Module
     where: str
+    precision: Precision = "float32"
 
 
 def _case(dataset: str) -> _Case:
@@ -45,8 +46,8 @@ def _case(dataset: str) -> _Case:
         make, unseen = encoder_and_unseen(dataset)
         return _Case(make(), unseen, ten, twenty, "ssf", f"100 characters, on {ENCODERS[dataset]}")
     make, unseen = encoder_and_unseen(dataset, MOST)
-    where = f"100 classes of Tiny ImageNet, on {ENCODERS[dataset]}"
-    return _Case(make(), unseen, ten, twenty, "adapter", where)
+    where = f"100 classes of Tiny ImageNet with {MOST} images each, on {ENCODERS[dataset]}, trained in bfloat16"
+    return _Case(make(), unseen, ten, twenty, "adapter", where, "bfloat16")
 
 
 def _digits() -> tuple[Backbone, ImageData]:
@@ -67,11 +68,12 @@ def _digits() -> tuple[Backbone, ImageData]:
     return encoder.eval(), images.subset([1, 3, 4, 6, 8, 9])
 
 
-def _recipe(module: Module) -> Recipe:
+def _recipe(module: Module, precision: Precision) -> Recipe:
     """The paper's for adapters, with the rate that its authors give them where the images are far from the pretraining's."""
     from latewood.core.recipe import Recipe
 
-    return Recipe(epochs=20, batch_size=48, lr=0.01 if module == "finetune" else 0.05, weight_decay=5e-4, schedule="cosine")
+    rate = 0.01 if module == "finetune" else 0.05
+    return Recipe(epochs=20, batch_size=48, lr=rate, weight_decay=5e-4, schedule="cosine", precision=precision)
 
 
 def _fresh(encoder: Backbone) -> Backbone:
@@ -80,12 +82,12 @@ def _fresh(encoder: Backbone) -> Backbone:
     return copy.deepcopy(encoder).freeze(False)
 
 
-def _adam(encoder: Backbone, module: Module, seed: int) -> ADAM:
+def _adam(case: _Case, module: Module, seed: int) -> ADAM:
     from latewood.core.seeding import seeded
     from latewood.images.learners.adam import ADAM
 
     with seeded(seed, "initial weights"):
-        return ADAM(encoder, module, recipe=_recipe(module))
+        return ADAM(case.encoder, module, recipe=_recipe(module, case.precision))
 
 
 def _prototypes(dataset: str) -> Verdict:
@@ -98,7 +100,7 @@ def _prototypes(dataset: str) -> Verdict:
     from latewood.papers._encoders import percent
 
     case = _case(dataset)
-    recipe = Recipe(epochs=5, batch_size=32, lr=0.01)
+    recipe = Recipe(epochs=5, batch_size=32, lr=0.01, precision=case.precision)
     last: dict[str, list[float]] = {}
     for seed in SEEDS:
         stream = split(case.unseen, **case.equal, seed=seed)
@@ -150,7 +152,7 @@ def _adaptivity(dataset: str) -> Verdict:
             simple = _accuracy(_taught(SimpleCIL(case.encoder), stream, seed), images)
             found.setdefault(f"SimpleCIL {shift}".strip(), []).append(simple)
             for module in ("finetune", case.small):
-                learner = _taught(_adam(case.encoder, module, seed), stream, seed)
+                learner = _taught(_adam(case, module, seed), stream, seed)
                 name = f"{module} {shift}".strip()
                 found.setdefault(f"ADAM {name}", []).append(_accuracy(learner, images))
                 found.setdefault(f"adapted alone {name}", []).append(_adapted_alone(learner, images))
@@ -219,8 +221,8 @@ def _once(dataset: str) -> Verdict:
         body = _fresh(case.encoder).requires_grad_(False)
         with seeded(seed, "initial weights"):
             Adapters(body).requires_grad_(True)
-            every = Finetune(body, candidates="seen", recipe=_recipe("adapter"))
-        for name, learner in (("adapted once", _adam(case.encoder, "adapter", seed)), ("on every arrival", every)):
+            every = Finetune(body, candidates="seen", recipe=_recipe("adapter", case.precision))
+        for name, learner in (("adapted once", _adam(case, "adapter", seed)), ("on every arrival", every)):
             last.setdefault(name, []).append(run(learner, stream, seed=seed, device="cpu").last)
     numbers = {name: percent(values) for name, values in last.items()}
     return Verdict(
