@@ -19,7 +19,7 @@ ENCODERS = {
 
 
 #: Test images of each class of Tiny ImageNet where an encoder is trained on: no cache helps to score it after each arrival.
-TESTED = 20
+TESTED = 10
 
 
 def encoder_and_unseen(dataset: str, most: int | None = None) -> tuple[Callable[[], Backbone], ImageData]:

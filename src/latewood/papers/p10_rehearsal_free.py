@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 #: From scratch the class orders differ by ten points, so more of them are needed.
 ORDERS = (0, 1, 2, 3, 4, 5)
 #: Training images of each class, epochs over them and Adam's rate, for encoders that are trained on.
-SIZES = {"omniglot-small": (15, 5, 1e-3), "tiny-imagenet-32": (20, 3, 1e-4)}
+SIZES = {"omniglot-small": (15, 5, 1e-3), "tiny-imagenet-32": (10, 4, 1e-4)}
 #: The loss weights that are tried on the first arrivals of a stream, as the paper does it.
 WEIGHTS = {"l2": (0.005, 0.05, 0.5), "ewc": (10.0, 1000.0)}
 PREFIX = 3

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from latewood.parts.backbone import Backbone
 
 SEEDS = (0, 1, 2)
-#: So many training images of each class of Tiny ImageNet, since some methods train the encoder on.
-MOST = 20
+#: So many training images of each class of Tiny ImageNet, since some methods train the encoder on; and where for long.
+MOST, FEW = 20, 10
 
 
 class _Case(NamedTuple):
@@ -35,7 +35,7 @@ class _Case(NamedTuple):
     precision: Precision = "float32"
 
 
-def _case(dataset: str) -> _Case:
+def _case(dataset: str, most: int = MOST) -> _Case:
     from latewood.papers._unseen import ENCODERS, encoder_and_unseen
 
     ten, twenty = {"steps": 10}, {"base": 20, "increment": 10}
@@ -45,8 +45,8 @@ def _case(dataset: str) -> _Case:
     if dataset == "omniglot-small":
         make, unseen = encoder_and_unseen(dataset)
         return _Case(make(), unseen, ten, twenty, "ssf", f"100 characters, on {ENCODERS[dataset]}")
-    make, unseen = encoder_and_unseen(dataset, MOST)
-    where = f"100 classes of Tiny ImageNet with {MOST} images each, on {ENCODERS[dataset]}, trained in bfloat16"
+    make, unseen = encoder_and_unseen(dataset, most)
+    where = f"100 classes of Tiny ImageNet with {most} images each, on {ENCODERS[dataset]}, trained in bfloat16"
     return _Case(make(), unseen, ten, twenty, "adapter", where, "bfloat16")
 
 
@@ -143,7 +143,7 @@ def _adaptivity(dataset: str) -> Verdict:
     from latewood.images.streams.split import split
     from latewood.papers._encoders import percent
 
-    case = _case(dataset)
+    case = _case(dataset, FEW)
     found: dict[str, list[float]] = {}
     for shift in ("", "inverted", "halves swapped"):
         images = _shifted(case.unseen, shift)
@@ -214,7 +214,7 @@ def _once(dataset: str) -> Verdict:
     from latewood.papers._encoders import percent
     from latewood.parts.adapters import Adapters
 
-    case = _case(dataset)
+    case = _case(dataset, FEW)
     last: dict[str, list[float]] = {}
     for seed in SEEDS:
         stream = split(case.unseen, **case.equal, seed=seed)
