@@ -19,6 +19,7 @@ _STEPS = {
     "crop-flip-jitter": ("crop", "flip", "jitter"),
     "resized-crop-flip": ("resized-crop", "flip"),
     "resized-crop-flip-jitter": ("resized-crop", "flip", "jitter"),
+    "contrastive": ("crop", "flip", "strong-jitter", "grey"),
     "trivial": ("crop", "flip", "trivial"),
 }
 _PADDING = 4
@@ -34,7 +35,8 @@ def augmentation(name: str, shape: tuple[int, ...]) -> nn.Module | None:
     horizontal flip of every other image, the standard for CIFAR (He et al. 2016, section 4.2). ``crop-flip-jitter``: that
     and a brightness between 1 - 63/255 and 1 + 63/255, as in PyCIL (Zhou et al. 2023). ``resized-crop-flip`` and
     ``resized-crop-flip-jitter``: the same with a window of 5 to 100 % of the area instead, brought back to the image's size,
-    as in PILOT (Sun et al. 2025) for pretrained backbones. ``trivial``: crop, flip and :class:`TrivialAugment`.
+    as in PILOT (Sun et al. 2025) for pretrained backbones. ``contrastive``: crop, flip, in 4 of 5 images a jitter of
+    brightness, contrast and saturation by 0.4, and every fifth colour image in grey (Asadi et al. 2023). ``trivial``: crop, flip and :class:`TrivialAugment`.
 
     The module maps float images in [0, 1], shape ``(n, channels, height, width)``, to the same shape and range. Every
     image gets its own draw, from torch's global CPU generator and nothing else: the same seed gives the same batch on
@@ -56,13 +58,16 @@ def augmentation(name: str, shape: tuple[int, ...]) -> nn.Module | None:
 
 def _step(name: str, shape: tuple[int, ...]) -> nn.Module:
     # Importing kornia takes over a second, which only those who augment should wait.
-    from kornia.augmentation import ColorJitter, RandomCrop, RandomHorizontalFlip, RandomResizedCrop
+    from kornia.augmentation import ColorJitter, RandomCrop, RandomGrayscale, RandomHorizontalFlip, RandomResizedCrop
 
     made: dict[str, Callable[[], nn.Module]] = {
         "crop": lambda: RandomCrop((shape[1], shape[2]), padding=_PADDING),
         "resized-crop": lambda: RandomResizedCrop((shape[1], shape[2]), scale=_AREA, ratio=_RATIO),
         "flip": RandomHorizontalFlip,
         "jitter": lambda: ColorJitter(brightness=_JITTER),
+        # What has one channel is grey and has no saturation.
+        "strong-jitter": lambda: ColorJitter(0.4, 0.4, 0.4 if shape[0] == 3 else 0.0, p=0.8),
+        "grey": lambda: RandomGrayscale(p=0.2) if shape[0] == 3 else nn.Identity(),
         "trivial": TrivialAugment,
     }
     return made[name]()

@@ -22,11 +22,11 @@ SEEDS = (0, 1, 2)
 PLANE = (((0.25, 0.25), (0.75, 0.5)), ((0.75, 0.25), (0.5, 0.75)), ((0.75, 0.75), (0.25, 0.5)), ((0.25, 0.75), (0.5, 0.25)))
 SPREAD = 0.035
 #: Points of each class, for training and for testing.
-POINTS = 200
+POINTS = 100
 #: Of the bottleneck on digits; small ones are touched more often, so the rate is ten times the paper's.
 SMALL: dict[str, Any] = {"codebooks": 64, "pairs": 128, "key_width": 8, "keys_from": "digits"}
 #: Training images of each class of Tiny ImageNet.
-MOST = 50
+MOST = 30
 
 
 def _plane(seed: int) -> Stream:
@@ -77,8 +77,8 @@ def _figure_2() -> Verdict:
     from latewood.images.learners.finetune import Finetune
     from latewood.papers._encoders import Embedded
 
-    values = Recipe(epochs=100, batch_size=32, lr=3.0, momentum=0.0, clip=1.0)
-    usual = Recipe(epochs=100, batch_size=32, lr=0.1)
+    values = Recipe(epochs=60, batch_size=32, lr=3.0, momentum=0.0, clip=1.0)
+    usual = Recipe(epochs=60, batch_size=32, lr=0.1)
     found: dict[str, list[list[float]]] = {}
     for seed in SEEDS:
         stream = _plane(seed)
@@ -91,7 +91,7 @@ def _figure_2() -> Verdict:
             }
         for name, learner in learners.items():
             if isinstance(learner, DKVB):
-                learner.initialise_keys(concat(*(experience.train for experience in stream)))
+                _place(learner, concat(*(experience.train for experience in stream)), seed)
             found.setdefault(name, []).append(run(learner, stream, seed=seed, device="cpu").matrix()[-1].tolist())
     numbers = {
         f"{name}, task {task}": 100 * sum(run[task] for run in runs) / len(runs)
@@ -114,7 +114,12 @@ def _small(stream: Stream, kind: Callable[..., DKVB], **settings: Any) -> DKVB:
     from latewood.images.nets.pixels import pixels
 
     recipe = Recipe(epochs=60, batch_size=32, lr=3.0, momentum=0.0, clip=1.0)
-    return kind(pixels(stream.example), **{**SMALL, **settings}, recipe=recipe)
+    return kind(pixels(stream.example), **{**SMALL, "recipe": recipe, **settings})
+
+
+def _place(learner: DKVB, images: Data, seed: int) -> None:
+    learner.generator.manual_seed(seed)
+    learner.initialise_keys(images)
 
 
 def _noise() -> Data:
@@ -154,16 +159,16 @@ def _as_shuffled() -> Verdict:
                 }
                 if order == "stream":
                     learners["DKVB, keys on noise"] = noisy = _small(stream, DKVB)
-                    noisy.initialise_keys(_noise())
+                    _place(noisy, _noise(), seed)
                     learners["DKVB, 16 pairs"] = _small(stream, DKVB, pairs=16)
             for name, learner in learners.items():
                 last = run(learner, stream, seed=seed, device="cpu").last
                 found.setdefault(f"{name}, {order}", []).append(last)
     numbers = {name: percent(values) for name, values in sorted(found.items())}
-    stream, probes = numbers["DKVB, stream"], max(numbers["linear probe, stream"], numbers["MLP, stream"])
-    between = all(probes < numbers[f"DKVB, {name}, stream"] < stream for name in ("keys on noise", "16 pairs"))
+    ours, probes = numbers["DKVB, stream"], max(numbers["linear probe, stream"], numbers["MLP, stream"])
+    between = all(probes < numbers[f"DKVB, {name}, stream"] < ours for name in ("keys on noise", "16 pairs"))
     return Verdict(
-        abs(stream - numbers["DKVB, shuffled"]) < 2 and probes < 25 and between,
+        abs(ours - numbers["DKVB, shuffled"]) < 2 and probes < 25 and between,
         numbers,
         f"Final accuracy in % on the pixels of digits, two classes at a time or all at once, {len(SEEDS)} class orders, 60 "
         "epochs an arrival, keys placed by unlabelled digits. It holds if DKVB's stream is within 2 points of its shuffled "
@@ -180,12 +185,12 @@ def _setting(dataset: str) -> tuple[Backbone, ImageData, Data, int]:
 
     if dataset == "omniglot-small":
         setting = encoders.OMNIGLOT
-        return encoders.trained(setting), setting.unseen_images(), setting.base_images().train, 100
+        return encoders.trained(setting), setting.unseen_images(), setting.base_images().train, 50
     make, unseen = encoder_and_unseen(dataset, MOST)
     everything = load_images(dataset)
     others = choose("unseen", everything.classes)
     base = everything.subset([label for label in range(len(everything.classes)) if label not in set(others)])
-    return make(), unseen, encoders.at_most(base, MOST).train, 50
+    return make(), unseen, encoders.at_most(base, MOST).train, 30
 
 
 def _features(dataset: str) -> Verdict:
@@ -207,19 +212,20 @@ def _features(dataset: str) -> Verdict:
         for steps, order in ((10, "stream"), (1, "shuffled")):
             images, rows = split(unseen, steps=steps, seed=seed), split(embeddings, steps=steps, seed=seed)
             with seeded(seed, "initial weights"):
-                learner = DKVB(encoder, 128, 512, key_width=14, recipe=values)
-                learner.initialise_keys(others)
+                learner = DKVB(encoder, 64, 512, key_width=14, recipe=values)
+                _place(learner, others, seed)
                 probe = Finetune(features, candidates="seen", recipe=usual)
-            for name, each, stream in (("DKVB", learner, images), ("linear probe", probe, rows)):
-                found.setdefault(f"{name}, {order}", []).append(run(each, stream, seed=seed, device="cpu").last)
+            for name, each, arrivals in (("DKVB", learner, images), ("linear probe", probe, rows)):
+                found.setdefault(f"{name}, {order}", []).append(run(each, arrivals, seed=seed, device="cpu").last)
     numbers = {name: percent(values) for name, values in sorted(found.items())}
-    stream_, shuffled = numbers["DKVB, stream"], numbers["DKVB, shuffled"]
+    ours = numbers["DKVB, stream"]
     return Verdict(
-        shuffled - stream_ < 5 and stream_ >= 2 * numbers["linear probe, stream"],
+        numbers["DKVB, shuffled"] - ours < 5 and ours >= 2 * numbers["linear probe, stream"],
         numbers,
-        f"Final accuracy in % over {len(SEEDS)} orders of 100 unseen classes of {dataset}, ten at a time or all at once, "
-        f"{epochs} epochs an arrival, on a frozen encoder; 128 codebooks of 512 keys, placed by images of its own classes. It "
-        "holds if DKVB's stream is within 5 points of its shuffled training and twice the sequential linear probe.",
+        f"Final accuracy in % over {len(SEEDS)} orders of 100 unseen classes of {dataset} ({len(unseen.train)} images), ten at "
+        f"a time or all at once, {epochs} epochs an arrival, on a frozen encoder; 64 codebooks of 512 keys, placed by images "
+        "of the classes that it saw. It holds if DKVB's stream is within 5 points of its shuffled training and twice the "
+        "sequential linear probe.",
     )
 
 
@@ -247,10 +253,11 @@ def _without(part: str) -> Callable[..., DKVB]:
             votes: Tensor = self.bottleneck(self.bottleneck.rows(self.bottleneck.heads(features)))
             return votes[:, : len(self.classes)]
 
-    return {"trained decoder": _decoded, "moving keys": MovingOn, "no mask": Unmasked}.get(part, DKVB)
+    kinds: dict[str, Callable[..., DKVB]] = {"trained decoder": _decoded, "moving keys": MovingOn, "no mask": Unmasked}
+    return kinds.get(part, DKVB)
 
 
-def _decoded(*arguments: Any, **settings: Any) -> DKVB:
+def _decoded(backbone: Backbone, **settings: Any) -> DKVB:
     """DKVB with a linear layer behind the votes, which begins as the identity and trains on."""
     from torch import nn
     from torch.nn import functional as F
@@ -272,7 +279,7 @@ def _decoded(*arguments: Any, **settings: Any) -> DKVB:
             decoded: Tensor = self.decoder(self.bottleneck(used))
             return decoded[:, : len(self.classes)]
 
-    learner = Decoded(*arguments, **settings, outputs=10)
+    learner = Decoded(backbone, **{**settings, "outputs": 10})
     learner.decoder = nn.Linear(10, 10, bias=False)
     nn.init.eye_(learner.decoder.weight)
     return learner

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from latewood.core.errors import ConfigurationError
 from latewood.images.augment import TrivialAugment, _operate, augmentation
 
-NAMES = ["crop", "crop-flip", "crop-flip-jitter", "resized-crop-flip", "resized-crop-flip-jitter", "trivial"]
+NAMES = ["crop", "crop-flip", "crop-flip-jitter", "resized-crop-flip", "resized-crop-flip-jitter", "contrastive", "trivial"]
 
 
 def batch(n: int = 16, *shape: int) -> Tensor:
@@ -147,3 +147,13 @@ def test_a_resized_crop_shows_a_part_of_the_image_at_its_size() -> None:
     assert spans.min() > 0.15  # 5 % of the area at a ratio of 3/4 is a fifth of the width
     assert spans.min() < 0.35
     assert spans.max() > 0.9
+
+
+def test_contrastive_views_turn_one_colour_image_in_five_grey_and_change_the_colours_of_most() -> None:
+    colour = torch.tensor([0.6, 0.3, 0.2])
+    views = augmented("contrastive", colour[:, None, None].expand(2000, 3, 16, 16))
+    middle = views[:, :, 8, 8]  # no crop reaches it
+    grey = middle.amax(1) - middle.amin(1) < 1e-6
+    assert 0.15 < grey.double().mean() < 0.25
+    left = (middle - colour).abs().amax(1) < 1e-6
+    assert 0.11 < left.double().mean() < 0.21  # neither jittered (one in five) nor grey
