@@ -36,7 +36,8 @@ def augmentation(name: str, shape: tuple[int, ...]) -> nn.Module | None:
     and a brightness between 1 - 63/255 and 1 + 63/255, as in PyCIL (Zhou et al. 2023). ``resized-crop-flip`` and
     ``resized-crop-flip-jitter``: the same with a window of 5 to 100 % of the area instead, brought back to the image's size,
     as in PILOT (Sun et al. 2025) for pretrained backbones. ``contrastive``: crop, flip, in 4 of 5 images a jitter of
-    brightness, contrast and saturation by 0.4, and every fifth colour image in grey (Asadi et al. 2023). ``trivial``: crop, flip and :class:`TrivialAugment`.
+    brightness, contrast and saturation by 0.4, and every fifth colour image in grey (Asadi et al. 2023). ``trivial``: crop,
+    flip and :class:`TrivialAugment`.
 
     The module maps float images in [0, 1], shape ``(n, channels, height, width)``, to the same shape and range. Every
     image gets its own draw, from torch's global CPU generator and nothing else: the same seed gives the same batch on
