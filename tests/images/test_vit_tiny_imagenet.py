@@ -131,3 +131,14 @@ def test_a_small_colour_image_gets_the_embedded_net_where_it_stays_frozen() -> N
     assert default_backbone(NMC, photo(1, 28)) == default_backbone(NMC, photo(3, 8)) == "pixels"
     assert default_backbone(NMC, photo(3, 224)) == "pixels"
     assert default_backbone(Finetune, photo(3, 32)) == "resnet32"
+
+
+def test_methods_for_trained_backbones_get_one_where_there_is_one_and_weights_to_train_elsewhere() -> None:
+    from latewood.images.learners.adam import ADAM
+    from latewood.images.learners.slca import SLCA
+    from latewood.images.nets import default_backbone
+
+    small, digit = (Data(image=torch.zeros(1, *shape, dtype=torch.uint8)) for shape in ((3, 32, 32), (1, 8, 8)))
+    for learner in (SLCA, ADAM):
+        assert default_backbone(learner, small) == "vit-tiny-imagenet"
+        assert default_backbone(learner, digit) == "mlp"

@@ -52,15 +52,7 @@ class Setting:
 
 def at_most(images: ImageData, most: int, tested: int | None = None) -> ImageData:
     """The first ``most`` training images of each class, and the first ``tested`` test images (all of them if not given)."""
-    test = images.test if tested is None else _first(images.test, tested)
-    return replace(images, train=_first(images.train, most), test=test)
-
-
-def _first(part: Data, count: int) -> Data:
-    """The first ``count`` rows of each class."""
-    labels = part.tensor("label")
-    rows = [(labels == label).nonzero().flatten()[:count] for label in labels.unique()]
-    return part[torch.cat(rows).sort().values]
+    return images.few(most, tested)
 
 
 #: Characters of 8 alphabets: an encoder trained on 142 of them, 100 unseen ones with 15 training drawings each.

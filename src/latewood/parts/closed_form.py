@@ -31,6 +31,8 @@ class ClosedFormClassifier(Learner):
     """
 
     deployed: ClassVar[tuple[str, ...]] = ("encoder", "classes")
+    #: Nets for a learner that is not told which, the first that suits the data: random weights would be no better than none.
+    prefers: ClassVar[tuple[str, ...]] = ("vit-tiny-imagenet", "pixels")
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

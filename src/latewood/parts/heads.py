@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,9 @@ class ClassifierLearner(GradientLearner):
     ``predict`` gives the label of each row among the classes seen so far (among those of the row's task, if the data
     has a ``task`` column); ``scores`` the logits behind it.
     """
+
+    #: Nets for a learner that is not told which, the first that suits the data; else one of the data's size.
+    prefers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: Backbone, recipe: Recipe) -> None:
         super().__init__(recipe)

@@ -253,3 +253,23 @@ def test_the_rows_of_a_table_in_another_order_are_another_stream() -> None:
     images = load_images("digits")
     shuffled = replace(images, train=images.train[torch.arange(len(images.train)).flip(0)])
     assert split(shuffled).config != split(images).config
+
+
+def test_shots_leave_the_first_images_of_each_class_and_all_that_is_tested() -> None:
+    images = numbered(4, train=6, test=3)
+    stream = split(images, steps=2, seed=None, shots=2)
+    kept = [number for experience in stream for number in numbers(experience.train)]
+    labels = images.train.tensor("label")
+    first = [numbers(images.train[row])[0] for c in range(4) for row in (labels == c).nonzero()[:2]]
+    assert sorted(kept) == sorted(first)
+    assert sum(len(probe.data) for probe in stream.probes) == 12
+    assert stream.config["shots"] == 2
+    assert "shots" not in split(images, steps=2).config
+    with pytest.raises(ConfigurationError, match="at least one image must be left, not 0"):
+        split(images, shots=0)
+
+
+def test_more_shots_than_there_are_images_leave_all() -> None:
+    images = numbered(4, train=6)
+    assert len(images.few(100).train) == 24
+    assert len(images.few(100, 1).test) == 4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -55,6 +55,28 @@ class ImageData:
             # A view on the whole table, so that its embeddings serve every subset.
             parts[name] = part.with_columns(label=labels)[labels >= 0]
         return ImageData(self.name, classes=tuple(self.classes[c] for c in classes), **parts)
+
+    def few(self, train: int, test: int | None = None) -> ImageData:
+        """At most so many images of each class, the first ones; all test images if their number is not given.
+
+        Errors: :class:`~latewood.core.errors.ConfigurationError` for less than one.
+
+        >>> digits = load_images("digits").few(5)
+        >>> len(digits.train), len(digits.test) == len(load_images("digits").test)
+        (50, True)
+        """
+        if train < 1 or (test is not None and test < 1):
+            raise ConfigurationError(f"Of each class at least one image must be left, not {min(train, test or train)}.")
+        return replace(self, train=_first(self.train, train), test=self.test if test is None else _first(self.test, test))
+
+
+def _first(part: Data, count: int) -> Data:
+    """The first ``count`` rows of each class, in a table of their own: embedding must not pass over all the others."""
+    labels = part.tensor("label")
+    order = labels.argsort(stable=True)
+    _, sizes = labels.unique(return_counts=True)
+    place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return Data(dict(part[order[place < count].sort().values]))
 
 
 def load_images(name: str | ImageData, *, size: int | None = None, label: str | None = None) -> ImageData:

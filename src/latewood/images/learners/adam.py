@@ -83,6 +83,7 @@ class ADAM(SimpleCIL):
     torch.Size([3, 48])
     """
 
+    prefers: ClassVar[tuple[str, ...]] = ("vit-tiny-imagenet",)
     presets: ClassVar[Mapping[str, Preset]] = _presets()
     counts_flops: ClassVar[bool] = True
 

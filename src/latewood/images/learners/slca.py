@@ -62,6 +62,7 @@ class SLCA(ClassifierLearner):
     (4, [0, 0, 1, 1])
     """
 
+    prefers: ClassVar[tuple[str, ...]] = ("vit-tiny-imagenet",)
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper-cifar100": _preset(
             {"name": "split-cifar100", "steps": 10}, augment="resized-crop-flip-jitter", epochs=20, milestones=[18]

@@ -10,7 +10,6 @@ from latewood.images.nets.resnet32 import resnet32
 from latewood.images.nets.trained import trained
 from latewood.images.nets.vit import vit
 from latewood.images.nets.vit_tiny_imagenet import vit_tiny_imagenet
-from latewood.parts.closed_form import ClosedFormClassifier
 
 __all__ = [
     "default_backbone",
@@ -32,13 +31,15 @@ def pretrained(example: Data) -> str:
 
 
 def default_backbone(learner: type[Learner], example: Data) -> str:
-    """The net for a learner that is not told which: one that suits the size of the images, from random weights.
+    """The net for a learner that is not told which: the first that it ``prefers`` and that suits the images.
 
-    A learner on a frozen backbone gets trained weights where there are some for small colour images; else the pixels
-    themselves, since random weights would be no better.
+    Of these the trained transformer suits small colour images, the others all. A learner that prefers none, or none that
+    suits, gets one for the images' size with random weights.
     """
     channels, *sides = example.tensor("image").shape[1:]
     side = max(sides)
-    if issubclass(learner, ClosedFormClassifier):
-        return "vit-tiny-imagenet" if channels == 3 and 16 < side <= 64 else "pixels"
+    preferred: tuple[str, ...] = getattr(learner, "prefers", ())
+    for name in preferred:
+        if name != "vit-tiny-imagenet" or (channels == 3 and 16 < side <= 64):
+            return name
     return "mlp" if side <= 16 else "resnet32" if side <= 48 else "resnet18"

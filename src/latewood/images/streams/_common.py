@@ -81,24 +81,34 @@ def _checked_groups(count: int, groups: Sequence[Sequence[int]]) -> list[tuple[i
     return [tuple(group) for group in groups]
 
 
-def chosen_images(dataset: str | ImageData, size: int | None, classes: str | None) -> ImageData:
-    """The images of those classes of a data set that :func:`~latewood.images.classes.choose` finds, numbered from 0."""
+def chosen_images(dataset: str | ImageData, size: int | None, classes: str | None, shots: int | None = None) -> ImageData:
+    """The images of those classes of a data set that :func:`~latewood.images.classes.choose` finds, numbered from 0.
+
+    With ``shots`` only the first so many training images of each class.
+    """
     images = load_images(dataset, size=size)
-    return images if classes is None else images.subset(choose(classes, images.classes))
+    chosen = images if classes is None else images.subset(choose(classes, images.classes))
+    return chosen if shots is None else chosen.few(shots)
 
 
-def choice(classes: str | None) -> dict[str, str]:
-    """The setting ``classes`` as a part of a stream's configuration: only where it is made."""
-    return {} if classes is None else {"classes": classes}
+def choice(classes: str | None, shots: int | None = None) -> dict[str, str | int]:
+    """The settings ``classes`` and ``shots`` as a part of a stream's configuration: only where they are made."""
+    return {name: value for name, value in (("classes", classes), ("shots", shots)) if value is not None}
 
 
 def in_steps(
-    scenario: str, dataset: str | ImageData, size: int | None, classes: str | None, division: Division, reveal_task: bool
+    scenario: str,
+    dataset: str | ImageData,
+    size: int | None,
+    classes: str | None,
+    shots: int | None,
+    division: Division,
+    reveal_task: bool,
 ) -> Stream:
     """A stream in which each group of classes arrives at once, and one probe for each group."""
-    images = chosen_images(dataset, size, classes)
+    images = chosen_images(dataset, size, classes, shots)
     groups = class_groups(len(images.classes), division)
-    config = {"dataset": images.name, "size": size, **choice(classes), **division._asdict(), **contents(images)}
+    config = {"dataset": images.name, "size": size, **choice(classes, shots), **division._asdict(), **contents(images)}
     step_of = torch.full((len(images.classes),), -1)
     for step, group in enumerate(groups):
         step_of[list(group)] = step

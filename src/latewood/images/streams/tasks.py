@@ -19,6 +19,7 @@ def tasks(
     groups: Sequence[Sequence[int]] | None = None,
     size: int | None = None,
     classes: str | None = None,
+    shots: int | None = None,
 ) -> Stream:
     """The arrivals of :func:`~latewood.images.streams.split.split`, with the task revealed in training and at test.
 
@@ -28,4 +29,4 @@ def tasks(
     >>> stream[2].task, stream.probes[2].data["task"].unique()
     (2, tensor([2]))
     """
-    return in_steps("tasks", dataset, size, classes, Division(steps, base, increment, seed, groups), reveal_task=True)
+    return in_steps("tasks", dataset, size, classes, shots, Division(steps, base, increment, seed, groups), reveal_task=True)
