@@ -119,10 +119,6 @@ class Adapters(Growing):
         for (name, value), kept in zip(self.named_parameters(), self.stored, strict=True):
             setattr(self, f"stored_{name}", torch.cat([kept, value[None]]))
 
-    def means(self) -> list[Tensor]:
-        """The mean of the stored sets, as four tensors."""
-        return [kept.mean(0) for kept in self.stored]
-
     @torch.no_grad()
     def pull(self, targets: Sequence[Tensor], share: float) -> None:
         """Move the live set in place to ``(1 - share) * live + share * targets``."""
@@ -289,10 +285,15 @@ class Adaptation(ClassifierLearner):
     def train(self, mode: bool = True) -> Adaptation:
         super().train(mode)
         if self.trained is not self.backbone:
-            for child in self.backbone.children():
-                child.eval()
-            self.trained.train(mode)
+            train_part(self.backbone, self.trained, mode)
         return self
+
+
+def train_part(backbone: Backbone, part: nn.Module, mode: bool) -> None:
+    """Put only ``part`` of a backbone into the mode of training. The backbone's own mode says whether images are augmented."""
+    for child in backbone.children():
+        child.eval()
+    part.train(mode)
 
 
 def _layer_norms(block: nn.Module) -> list[nn.LayerNorm]:

