@@ -27,6 +27,9 @@ __all__ = ["HUB_NAMES", "ImageData", "load_images"]
 
 _Number = TypeVar("_Number", bound=np.generic)
 
+#: The share of a table that a subset must have to stay a view of it.
+_SHARED = 0.25
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -52,8 +55,9 @@ class ImageData:
             number = torch.full((len(self.classes),), -1)
             number[torch.tensor(classes)] = torch.arange(len(classes))
             labels = number[part.tensor("label")]
-            # A view on the whole table, so that its embeddings serve every subset.
-            parts[name] = part.with_columns(label=labels)[labels >= 0]
+            chosen = part.with_columns(label=labels)[labels >= 0]
+            # A view on the whole table, so that its embeddings serve every subset; but a few rows would not be worth them.
+            parts[name] = chosen if len(chosen) > _SHARED * len(part.base) else Data(dict(chosen))
         return ImageData(self.name, classes=tuple(self.classes[c] for c in classes), **parts)
 
     def few(self, train: int, test: int | None = None) -> ImageData:
