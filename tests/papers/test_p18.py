@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from latewood.images.datasets import ImageData, load_images
 from latewood.papers import p18_lingocl as p18
-from latewood.papers._encoders import Embedded, at_most
 from latewood.papers.ledger import find
+from latewood.parts.features import Embedded
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def case(monkeypatch: pytest.MonkeyPatch) -> p18._Case:
 
     from latewood.core.data import Data
 
-    images: ImageData = at_most(load_images("digits"), 30)
+    images: ImageData = load_images("digits").few(30)
     middle = images.train.tensor("image").flatten(1).float().mean(0)
     train, test = (
         Data(features=part.tensor("image").flatten(1).float() - middle, label=part["label"])

@@ -13,7 +13,7 @@ from latewood.images.learners.simplecil import SimpleCIL
 from latewood.images.nets import vit
 from latewood.images.streams.split import split
 from latewood.papers import p42_simplecil_adam as p42
-from latewood.papers._encoders import at_most
+from latewood.papers._unseen import shifted
 
 DIGITS = load_images("digits")
 
@@ -43,12 +43,12 @@ def test_adaptivity_holds_only_if_each_part_of_it_does(changes: dict[str, float]
 
 
 def test_shifts_move_pixels_and_no_label() -> None:
-    inverted, swapped = p42._shifted(DIGITS, "inverted"), p42._shifted(DIGITS, "halves swapped")
+    inverted, swapped = shifted(DIGITS, "inverted"), shifted(DIGITS, "halves swapped")
     image = DIGITS.test["image"]
     assert torch.equal(inverted.test["image"].int() + image.int(), torch.full_like(image, 255).int())
     assert torch.equal(swapped.test["image"], torch.cat([image[..., 4:], image[..., :4]], 3))
     assert torch.equal(swapped.train["label"], DIGITS.train["label"])
-    assert p42._shifted(DIGITS, "") is DIGITS
+    assert shifted(DIGITS, "") is DIGITS
 
 
 def test_the_adapted_branch_alone_is_simplecil_on_the_adapted_network() -> None:
@@ -59,9 +59,3 @@ def test_the_adapted_branch_alone_is_simplecil_on_the_adapted_network() -> None:
     alone = p42._taught(SimpleCIL(learner.encoder.adapted), stream, seed=0)
     assert p42._adapted_alone(learner, DIGITS) == pytest.approx(p42._accuracy(alone, DIGITS), abs=1e-9)
     assert p42._adapted_alone(learner, DIGITS) != p42._accuracy(learner, DIGITS)
-
-
-def test_at_most_so_many_training_images_of_each_class_are_left() -> None:
-    few = at_most(DIGITS, p42.MOST)
-    assert few.train["label"].bincount().tolist() == [p42.MOST] * 10
-    assert len(few.test) == len(DIGITS.test)

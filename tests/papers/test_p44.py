@@ -16,13 +16,12 @@ from latewood.images.learners.mos import MOS
 from latewood.images.nets import vit
 from latewood.images.streams.split import split
 from latewood.papers import p44_mos as p44
-from latewood.papers._encoders import at_most
 from latewood.papers.ledger import find
 from latewood.parts.backbone import Backbone
 
 
 def few() -> ImageData:
-    images = at_most(load_images("digits"), 10).subset([0, 1, 2, 3])
+    images = load_images("digits").few(10).subset([0, 1, 2, 3])
     return replace(images, test=images.test[:60])
 
 

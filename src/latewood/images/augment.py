@@ -101,11 +101,11 @@ class TrivialAugment(nn.Module):
             rows = (chosen == number).nonzero().flatten()
             drawn = strength[rows].to(images), sign[rows].to(images)
             rows = rows.to(images.device)
-            result[rows] = _operate(self.operations[number], images[rows], *drawn)
+            result[rows] = operate(self.operations[number], images[rows], *drawn)
         return result
 
 
-def _operate(operation: str, images: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
+def operate(operation: str, images: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
     """One operation on each of these images; ``strength`` lies in [0, 1], ``sign`` is its direction."""
     from kornia import enhance
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from latewood.core import checkpoint
 from latewood.core.data import Data
@@ -21,6 +20,7 @@ from latewood.images.learners.finetune import Finetune
 from latewood.images.nets.resnet32 import resnet32
 from latewood.parts.backbone import Backbone
 from latewood.parts.embedding import Encoder
+from latewood.parts.features import Embedded
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,12 @@ class Setting:
         Fewer images are for methods that train the encoder on, which would otherwise take hours on a processor.
         """
         images = self._part(slice(self.base, None))
-        return images if most is None else at_most(images, most)
+        return images if most is None else images.few(most)
 
     def _part(self, part: slice) -> ImageData:
         images = load_images(self.dataset, size=self.size)
         order = torch.randperm(len(images.classes), generator=torch.Generator().manual_seed(0))
         return images.subset(sorted(order[part].tolist()))
-
-
-def at_most(images: ImageData, most: int, tested: int | None = None) -> ImageData:
-    """The first ``most`` training images of each class, and the first ``tested`` test images (all of them if not given)."""
-    return images.few(most, tested)
 
 
 #: Characters of 8 alphabets: an encoder trained on 142 of them, 100 unseen ones with 15 training drawings each.
@@ -94,17 +89,6 @@ def trained(setting: Setting) -> Backbone:
     if folder and not (folder / name).exists():
         checkpoint.save(folder / name, checkpoint.tensors_of(backbone), {"setting": repr(setting)})
     return backbone.eval()
-
-
-class Embedded(Backbone):
-    """Features that were computed before, as a backbone that leaves them as they are."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__("features", (width,), {"name": "embedded", "width": width})
-        self.width = width
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs
 
 
 def embedded(backbone: Backbone, images: ImageData) -> tuple[Embedded, ImageData]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
+from latewood.core.data import Data
 from latewood.images.classes import choose
 from latewood.images.datasets import ImageData, load_images
 from latewood.images.nets.vit_tiny_imagenet import vit_tiny_imagenet
@@ -34,5 +36,16 @@ def encoder_and_unseen(dataset: str, most: int | None = None) -> tuple[Callable[
         return lambda: copy.deepcopy(encoder), images
     everything = load_images(dataset)
     unseen = everything.subset(choose("unseen", everything.classes))
-    few = unseen if most is None else encoders.at_most(unseen, most, TESTED)
+    few = unseen if most is None else unseen.few(most, TESTED)
     return lambda: vit_tiny_imagenet(few.train[:1], augment="crop-flip"), few
+
+
+def shifted(images: ImageData, shift: str) -> ImageData:
+    """The images with pixels inverted, or with their left and right halves swapped."""
+
+    def moved(part: Data) -> Data:
+        pixels = part.tensor("image")
+        changed = 255 - pixels if shift == "inverted" else pixels.roll(pixels.shape[3] // 2, 3)
+        return Data(image=changed, label=part["label"])
+
+    return replace(images, train=moved(images.train), test=moved(images.test)) if shift else images

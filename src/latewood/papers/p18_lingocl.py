@@ -97,28 +97,22 @@ def _images() -> tuple[ImageData, str]:
 
 def _sentences() -> tuple[ImageData, str]:
     """CLINC150 as counts of words and pairs of words, which know of no meaning."""
-    import json
-    import os
-    from pathlib import Path
+    from dataclasses import replace
 
-    import pyarrow.parquet
     import torch
     from sklearn.feature_extraction.text import HashingVectorizer
 
     from latewood.core.data import Data
-    from latewood.images.datasets import ImageData
-    from latewood.papers._encoders import at_most
-    from latewood.papers.ledger import DATA
+    from latewood.papers._intents import intents
 
     # Hashes need no look at texts that have not arrived.
-    hashed, parts = HashingVectorizer(n_features=2048, ngram_range=(1, 2)), {}
-    for name in ("train", "test"):
-        table = pyarrow.parquet.read_table(Path(os.environ[DATA], "clinc150", f"{name}.parquet"))
-        counts = torch.from_numpy(hashed.transform(table["text"].to_pylist()).toarray()).float()
-        parts[name] = Data(features=counts, label=torch.tensor(table["label"].to_pylist()))
-    names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    hashed, sentences = HashingVectorizer(n_features=2048, ngram_range=(1, 2)), intents(MOST)
+    train, test = (
+        Data(features=torch.from_numpy(hashed.transform(part["text"]).toarray()).float(), label=part["label"])
+        for part in (sentences.train, sentences.test)
+    )
     what = "intents of CLINC150, an encoder of two layers on hashed words, from random weights"
-    return at_most(ImageData("clinc150", classes=tuple(names), **parts), MOST), what
+    return replace(sentences, train=train, test=test), what
 
 
 def _encoder(inputs: int, width: int = 256) -> Backbone:

@@ -75,7 +75,7 @@ def _figure_2() -> Verdict:
     from latewood.core.seeding import seeded
     from latewood.images.learners.dkvb import DKVB
     from latewood.images.learners.finetune import Finetune
-    from latewood.papers._encoders import Embedded
+    from latewood.parts.features import Embedded
 
     values = Recipe(epochs=60, batch_size=32, lr=3.0, momentum=0.0, clip=1.0)
     usual = Recipe(epochs=60, batch_size=32, lr=0.1)
@@ -190,7 +190,7 @@ def _setting(dataset: str) -> tuple[Backbone, ImageData, Data, int]:
     everything = load_images(dataset)
     others = choose("unseen", everything.classes)
     base = everything.subset([label for label in range(len(everything.classes)) if label not in set(others)])
-    return make(), unseen, encoders.at_most(base, MOST).train, 30
+    return make(), unseen, base.few(MOST).train, 30
 
 
 def _features(dataset: str) -> Verdict:

@@ -123,30 +123,17 @@ def _prototypes(dataset: str) -> Verdict:
     )
 
 
-def _shifted(images: ImageData, shift: str) -> ImageData:
-    """The images with pixels inverted, or with their left and right halves swapped."""
-    from dataclasses import replace
-
-    from latewood.core.data import Data
-
-    def moved(part: Data) -> Data:
-        pixels = part.tensor("image")
-        changed = 255 - pixels if shift == "inverted" else pixels.roll(pixels.shape[3] // 2, 3)
-        return Data(image=changed, label=part["label"])
-
-    return replace(images, train=moved(images.train), test=moved(images.test)) if shift else images
-
-
 def _adaptivity(dataset: str) -> Verdict:
     """What the adapted branch adds, near to and far from what the encoder was trained on."""
     from latewood.images.learners.simplecil import SimpleCIL
     from latewood.images.streams.split import split
     from latewood.papers._encoders import percent
+    from latewood.papers._unseen import shifted
 
     case = _case(dataset, FEW)
     found: dict[str, list[float]] = {}
     for shift in ("", "inverted", "halves swapped"):
-        images = _shifted(case.unseen, shift)
+        images = shifted(case.unseen, shift)
         for seed in SEEDS:
             stream = split(images, **case.larger, seed=seed)
             simple = _accuracy(_taught(SimpleCIL(case.encoder), stream, seed), images)

@@ -20,11 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from latewood.core.data import Data
 from latewood.core.errors import ConfigurationError
-from latewood.core.experience import Experience
-from latewood.core.recipe import Recipe
 from latewood.parts.backbone import Backbone
 from latewood.parts.growing import Growing
-from latewood.parts.heads import ClassifierLearner
 
 #: What passes between the two hooks of a block, and which stored set each bank is to use. Not attributes of the modules:
 #: a service predicts and scores with one network in two threads.
@@ -258,35 +255,6 @@ def renew_statistics(backbone: Backbone, data: Data, epochs: int, batch_size: in
         for batch in data.select(backbone.column).batches(batch_size, generator):
             backbone(backbone.prepare(batch))
     backbone.freeze()
-
-
-class Adaptation(ClassifierLearner):
-    """Adapts a backbone once: trains ``trained``, a part of it (or all), under a temporary ``head`` by cross-entropy.
-
-    ``head`` grows and maps features to logits as :class:`~latewood.parts.heads.LinearHead` does. Nothing else of the
-    backbone changes: where only a part is trained, the rest stays in evaluation mode, while images are augmented. Once an
-    arrival is learned the backbone is frozen.
-    """
-
-    def __init__(self, backbone: Backbone, trained: nn.Module, head: nn.Module, recipe: Recipe) -> None:
-        super().__init__(backbone, recipe)
-        self.net.head = head  # type: ignore[assignment]  # it does what that one does
-        self.trained = trained
-        backbone.requires_grad_(False)
-        backbone.frozen = False
-        trained.requires_grad_(True)
-
-    def loss(self, batch: Data) -> Tensor:
-        return self.cross_entropy(self.logits(batch), batch)
-
-    def conclude(self, experience: Experience) -> None:
-        self.backbone.freeze()
-
-    def train(self, mode: bool = True) -> Adaptation:
-        super().train(mode)
-        if self.trained is not self.backbone:
-            train_part(self.backbone, self.trained, mode)
-        return self
 
 
 def train_part(backbone: Backbone, part: nn.Module, mode: bool) -> None:

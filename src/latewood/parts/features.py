@@ -10,7 +10,20 @@ from torch.nn import functional as F
 from latewood.parts.backbone import Backbone
 
 
-class Features(Backbone):
+class Embedded(Backbone):
+    """Reads the column ``features``, rows of ``width`` numbers, and leaves them as they are."""
+
+    cheap: ClassVar[bool] = True
+
+    def __init__(self, width: int, name: str = "embedded") -> None:
+        super().__init__("features", (width,), {"name": name, "width": width})
+        self.width = width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+class Features(Embedded):
     """Reads the column ``features``, rows of ``width`` numbers, and brings each row to the length ``sqrt(width)``.
 
     With that length a feature is about one in size whatever network it came from, so that one regularisation suits them
@@ -23,11 +36,8 @@ class Features(Backbone):
     tensor([[1.2000, 0.0000, 1.6000, 0.0000]])
     """
 
-    cheap: ClassVar[bool] = True
-
     def __init__(self, width: int) -> None:
-        super().__init__("features", (width,), {"name": "features", "width": width})
-        self.width = width
+        super().__init__(width, "features")
 
     def forward(self, inputs: Tensor) -> Tensor:
         scaled: Tensor = F.normalize(inputs) * self.width**0.5

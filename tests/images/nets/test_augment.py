@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latewood.core.errors import ConfigurationError
-from latewood.images.augment import TrivialAugment, _operate, augmentation
+from latewood.images.augment import TrivialAugment, augmentation, operate
 
 NAMES = ["crop", "crop-flip", "crop-flip-jitter", "resized-crop-flip", "resized-crop-flip-jitter", "contrastive", "trivial"]
 
@@ -109,29 +109,29 @@ def test_unknown_names_get_the_nearest() -> None:
 def test_trivial_operations_start_at_the_image_itself(operation: str) -> None:
     images = batch(4, 3, 24, 20) ** 2  # dark, so that equalising changes it
     strength, sign = torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, -1.0])
-    changed = _operate(operation, images, strength, sign)
+    changed = operate(operation, images, strength, sign)
     if operation in ("auto-contrast", "equalize"):  # they have no strength
         assert not torch.equal(changed, images)
     else:
         torch.testing.assert_close(changed, images, atol=1e-5, rtol=1e-5)
     if operation != "identity":
-        assert not torch.allclose(_operate(operation, images, torch.ones(4), sign), images, atol=0.01)
+        assert not torch.allclose(operate(operation, images, torch.ones(4), sign), images, atol=0.01)
 
 
 def test_trivial_geometry_moves_as_far_as_it_says() -> None:
     images = batch(2, 1, 40, 40)
     ones = torch.ones(2)
-    shifted = _operate("shift-x", images, ones / 4, torch.tensor([1.0, -1.0]))
+    shifted = operate("shift-x", images, ones / 4, torch.tensor([1.0, -1.0]))
     torch.testing.assert_close(shifted[0, :, :, :-8], images[0, :, :, 8:])
     torch.testing.assert_close(shifted[1, :, :, 8:], images[1, :, :, :-8])
-    turned = _operate("rotate", images, ones * 2 / 3, torch.tensor([1.0, -1.0]))
+    turned = operate("rotate", images, ones * 2 / 3, torch.tensor([1.0, -1.0]))
     torch.testing.assert_close(turned[0], images[0].rot90(1, (1, 2)))
     torch.testing.assert_close(turned[1], images[1].rot90(-1, (1, 2)))
 
 
 def test_trivial_auto_contrast_fills_the_range_and_leaves_flat_images_alone() -> None:
     images = torch.cat([batch(1) * 0.5 + 0.2, torch.full((1, 3, 16, 16), 0.3)])
-    changed = _operate("auto-contrast", images, torch.zeros(2), torch.ones(2))
+    changed = operate("auto-contrast", images, torch.zeros(2), torch.ones(2))
     assert changed[0].min().item() == pytest.approx(0)
     assert changed[0].max().item() == pytest.approx(1)
     torch.testing.assert_close(changed[1], images[1])

@@ -18,8 +18,8 @@ from latewood.core.preset import Preset
 from latewood.core.recipe import Recipe
 from latewood.images.benchmarks import BENCHMARKS, VIT
 from latewood.images.learners.simplecil import SOURCE, SimpleCIL
+from latewood.parts.adaptation import Adaptation
 from latewood.parts.adapters import (
-    Adaptation,
     Adapters,
     Prompts,
     batch_norms,

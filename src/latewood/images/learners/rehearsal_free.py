@@ -15,13 +15,14 @@ from latewood.core.experience import Experience
 from latewood.core.preset import Preset
 from latewood.core.recipe import Recipe
 from latewood.parts.anchors import Anchors, FixedRows, batch_fisher
+from latewood.parts.attention import QUERY_KEY_VALUE
 from latewood.parts.backbone import Backbone
 from latewood.parts.distillation import Teacher, distillation_loss
 from latewood.parts.heads import Classifier, ClassifierLearner
 
 Classification = Literal["bce+predkd", "bce", "bce-zeros", "softmax", "softmax+predkd", "balanced-bce", "softmax-local"]
 _PREDKD = ("bce+predkd", "softmax+predkd", "balanced-bce")
-_QKV = ("qkv", "query", "key", "value", "q_proj", "k_proj", "v_proj")
+_QKV = ("qkv", *QUERY_KEY_VALUE)
 _RESNET_RECIPE = {
     **{"epochs": 250, "milestones": [100, 150, 200], "schedule": "step", "batch_size": 128},
     **{"optimizer": "adam", "lr": 1e-3, "weight_decay": 2e-4},
