@@ -2,6 +2,7 @@
 
 from latewood.core.data import Data
 from latewood.core.learner import Learner
+from latewood.images.nets.cct import cct
 from latewood.images.nets.hub import hub
 from latewood.images.nets.mlp import mlp
 from latewood.images.nets.pixels import pixels
@@ -12,6 +13,7 @@ from latewood.images.nets.vit import vit
 from latewood.images.nets.vit_tiny_imagenet import vit_tiny_imagenet
 
 __all__ = [
+    "cct",
     "default_backbone",
     "hub",
     "mlp",
