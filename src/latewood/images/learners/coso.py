@@ -13,12 +13,11 @@ from latewood.core.errors import ConfigurationError
 from latewood.core.experience import Experience
 from latewood.core.preset import Preset
 from latewood.parts.anchors import FixedRows
+from latewood.parts.attention import OUTPUT
 from latewood.parts.backbone import Backbone
 from latewood.parts.heads import ClassifierLearner
 from latewood.parts.subspaces import SubspaceRecipe, Subspaces, SubspaceSettings
 
-#: The output projection of attention, as transformers, timm and the nets here call it.
-PROJECTION = r"(\bo_proj|out_proj|attention\.output\.dense|attn\.proj)$"
 _RECIPE = SubspaceRecipe()
 _SOURCE = (
     "The paper's tables and the official code; classes in the data set's own order, averaged over seeds 0, 10 and 20. The "
@@ -41,12 +40,12 @@ def _imagenet_r(steps: int) -> Preset:
 class CoSO(ClassifierLearner):
     """Continuous Subspace Optimization (Cheng et al., 2025, arXiv 2505.11816).
 
-    Trained are the weights of the modules whose names fit the pattern ``matrices`` (the output projections of attention),
-    at the rate ``matrix_lr``, and the head's rows for the arrival's classes, at ``recipe.lr``, by the cross-entropy among
-    these classes of logits divided by ``temperature``. A weight moves only in the leading ``rank`` directions of its
-    gradient, after all that the sketches of earlier arrivals kept was taken from it: to first order the losses of earlier
-    arrivals stay as they were, in the directions that were kept. As the subspace is found anew every ``gap`` steps, the whole
-    change has a higher rank than a step, with Adam's memory of a low one.
+    Trained are the weights of the modules whose names fit the pattern ``matrices`` (``None``: the output projections of
+    attention), at the rate ``matrix_lr``, and the head's rows for the arrival's classes, at ``recipe.lr``, by the cross-
+    entropy among these classes of logits divided by ``temperature``. A weight moves only in the leading ``rank`` directions
+    of its gradient, after all that the sketches of earlier arrivals kept was taken from it: to first order the losses of
+    earlier arrivals stay as they were, in the directions that were kept. As the subspace is found anew every ``gap`` steps,
+    the whole change has a higher rank than a step, with Adam's memory of a low one.
 
     ``rank``, ``sketch``, ``gap``, ``threshold``, ``decay``, ``orthogonal``, ``memory``, ``exact``, ``align_sign`` and
     ``at_least_one`` are those of :class:`~latewood.parts.subspaces.SubspaceSettings`. Weights of more than two dimensions
@@ -85,7 +84,7 @@ class CoSO(ClassifierLearner):
     def __init__(
         self,
         backbone: Backbone,
-        matrices: str = PROJECTION,
+        matrices: str | None = None,
         rank: int = 15,
         sketch: int = 100,
         gap: int = 1,
@@ -107,7 +106,7 @@ class CoSO(ClassifierLearner):
         if not isinstance(recipe, SubspaceRecipe):
             raise ConfigurationError("The recipe of CoSO must be a SubspaceRecipe, which has the projected Adam.")
         settings = SubspaceSettings(rank, sketch, gap, threshold, decay, orthogonal, memory, exact, align_sign, at_least_one)
-        by_shape = _matrices(backbone, matrices)
+        by_shape = _matrices(backbone, OUTPUT if matrices is None else matrices)
         subspaces = [Subspaces(len(own), *shape, settings) for shape, own in by_shape.items()]
         backbone.requires_grad_(False)
         super().__init__(backbone, recipe)
