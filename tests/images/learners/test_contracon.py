@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from latewood import Data, Experience, run
 from latewood.core.errors import ConfigurationError, DataError
 from latewood.core.seeding import seeded
-from latewood.images.learners.contracon import AUTOAUGMENT, CLEAN, SHIFTS, ConTraCon, RestartRecipe
+from latewood.images.learners.contracon import CLEAN, ConTraCon, RestartRecipe
 from latewood.images.nets import mlp, vit
 from latewood.images.nets.cct import cct
 from latewood.images.streams.split import split
 from latewood.images.streams.tasks import tasks
+from latewood.images.views import AUTOAUGMENT, SHIFTS
 from latewood.parts.backbone import Backbone
 from latewood.parts.view_entropy import view_entropy
 
